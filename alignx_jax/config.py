@@ -1,0 +1,257 @@
+"""The configuration of a run: one tree of frozen dataclasses, every field with its unit.
+
+The defaults are the published settings of AlignX (arXiv 2509.24338) wherever the paper or its code fixes a value.
+A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.learning-rate=1e-5`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+
+Stage = Literal["prepare", "1", "2", "evaluate", "export", "all"]
+
+_STRICT = pydantic.ConfigDict(extra="forbid")
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes packed rows of tokens."""
+
+    __pydantic_config__ = _STRICT
+
+    parallel: tuple[str, ...] = ("sample",)
+    """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`corpus.de-en`), or `sample`."""
+    parallel_weights: tuple[float, ...] = ()
+    """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
+    instructions: tuple[str, ...] = ("sample",)
+    """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, or `sample`."""
+    instruction_weights: tuple[float, ...] = ()
+    """How many times an epoch reads each instruction source; empty: once each."""
+    translation_share: float = 0.5
+    """Share of stage-2 examples that are translation instructions drawn from `parallel` (0 to 1)."""
+    directions: Literal["both", "forward", "backward"] = "both"
+    """Translation directions made of each pair: as the file gives it (forward), turned round (backward), or both."""
+    template: str = "alpaca"
+    """Prompt template: a JSON file (see docs/data.md), or `alpaca`."""
+    cutoff: int = 512
+    """Longest example, in tokens with BOS and EOS."""
+    overlong: Literal["drop", "truncate"] = "drop"
+    """An example longer than the cutoff is dropped and counted, or truncated as the published code does."""
+    min_target_tokens: int = 3
+    """An example with fewer target tokens before its last position is dropped and counted (published: 3)."""
+    loss_on: Literal["sequence", "response"] = "sequence"
+    """Next-token loss over the whole sequence (published) or over the response only."""
+    row_length: int = 512
+    """Tokens in a packed row; at least `cutoff`."""
+    examples_per_row: int = 16
+    """Most examples packed into one row."""
+    validation: int = 2000
+    """Pairs held out for validation, in total over the sources, at most a tenth; in stage 2 as many instructions too."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
+    cache: str = "~/.cache/alignx_jax"
+    """Folder of the prepared (ArrayRecord) and tokenized corpora; later runs reuse them."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Multilingual semantic alignment (paper section 3.1), L_CTR."""
+
+    __pydantic_config__ = _STRICT
+
+    weight: float = 0.3
+    """lambda_ctr; 0 turns the loss off."""
+    layer: int | None = None
+    """Layers run before the hidden state that is aligned (16 of 32 published); unset: half of the model's."""
+    temperature: float = 0.1
+    """tau of the InfoNCE softmax over cosine similarities."""
+    form: Literal["published", "symmetric"] = "published"
+    """Published: each source against all targets, halved. Symmetric: the mean of both directions."""
+
+
+@dataclass(frozen=True)
+class LanguageMatchingConfig:
+    """Language feature integration (paper section 3.2), L_LAM."""
+
+    __pydantic_config__ = _STRICT
+
+    weight: float = 0.4
+    """lambda_lam; 0 turns the loss off."""
+    layer: int | None = None
+    """Layers run before the hidden state that is classified; unset: all, after the final norm (published)."""
+    width: int = 128
+    """Hidden width of the pair classifier."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """L = L_NTP + lambda_ctr L_CTR + lambda_lam L_LAM."""
+
+    __pydantic_config__ = _STRICT
+
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
+    negatives: Literal["global", "micro-batch"] = "global"
+    """Pairs meet all pairs of the step on every device, or (published) only those of their own device's micro-batch."""
+    duplicates: Literal["mask", "keep"] = "mask"
+    """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
+    chunk: int = 128
+    """Positions of each row whose logits exist at a time in the next-token loss."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, linear warm-up from 0 and linear decay to 0, clipping by global norm."""
+
+    __pydantic_config__ = _STRICT
+
+    learning_rate: float = 2e-6
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; the first update has learning rate 0."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on all parameters as published."""
+    clip_norm: float = 1.0
+    """Largest global norm of the accumulated gradient."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    __pydantic_config__ = _STRICT
+
+    rows: int = 32
+    """Packed rows an optimizer step, over all devices and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches a step is split into."""
+    epochs: float = 2.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimizer steps, instead of `epochs`."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of activations and matrix products; master weights, moments and sums are float32."""
+    remat: Literal["none", "block"] = "block"
+    """What the backward pass computes again: nothing, or every block from its input."""
+    validate_every: int = 200
+    """Steps between validations (and at the end)."""
+    save_every: int = 200
+    """Steps between checkpoints (and at the end)."""
+    keep: int = 2
+    """Latest checkpoints kept, besides the best by validation loss."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Bitext retrieval, layer by layer, on sentences encoded separately."""
+
+    __pydantic_config__ = _STRICT
+
+    sentences: str = "sample"
+    """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, or `sample` (held out)."""
+    languages: tuple[str, ...] = ()
+    """Languages compared with the pivot; empty: all in the file."""
+    pivot: str = "en"
+    """The language that every other one is retrieved from and to."""
+    limit: int = 1000
+    """Most sentences a language."""
+    compare: tuple[str, ...] = ()
+    """Further models side by side, given as `--model` is."""
+    rows: int = 32
+    """Packed rows encoded at a time, over all devices."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A checkpoint as a Hugging Face folder."""
+
+    __pydantic_config__ = _STRICT
+
+    to: str | None = None
+    """Folder to write; unset: `export` in the run's folder."""
+    dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
+    """Type of the written weights; original: that of the model training began from."""
+    shard_gb: float = 5.0
+    """Largest safetensors file, in GB (1e9 bytes)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """AlignX: align the languages of a decoder LLM in its middle layers (stage 1), fine-tune it (stage 2), export it."""
+
+    __pydantic_config__ = _STRICT
+
+    stage: Stage = "1"
+    """Part of the pipeline to run; `all`: prepare, 1, 2, evaluate and export, and a control run to compare with."""
+    mesh: str = "1x1"
+    """Devices as data (FSDP) x model (tensor), or replicas x data x model."""
+    run: str = "runs/default"
+    """Folder of this run; each stage writes its own folder inside."""
+    model: str | None = None
+    """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from
+    `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
+    seed: int = 0
+    """Seed of the data order and of the pair classifier's initial weights."""
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+
+
+def to_json(config: Config) -> str:
+    """The whole configuration as indented JSON; `from_json` reads it back equal."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str, where: str) -> Config:
+    """Reads what `to_json` wrote; executes nothing.
+
+    Raises:
+      UserError: not JSON, an unknown field, or a value of the wrong type; names the field and `where`.
+    """
+    try:
+        return pydantic.TypeAdapter(Config).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{where}: {field}: {first['msg']}") from None
+
+
+def load(path: str) -> Config:
+    """A configuration from a Python file with `config = Config(...)`, a saved `config.json`, or a run's folder.
+
+    Raises:
+      UserError: no such file, no `config` in it, or a bad field.
+    """
+    file = pathlib.Path(path)
+    if file.is_dir():
+        file = file / "config.json"
+    if not file.is_file():
+        raise UserError(f"--config={path}: no such file; give a file of configs/, or the folder of a run")
+    if file.suffix == ".json":
+        return from_json(file.read_text(encoding="utf-8"), str(file))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: a configuration is a .py or .json file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"--config={path}: the file has to set `config = Config(...)`")
+    return config

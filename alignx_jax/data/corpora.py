@@ -1,0 +1,153 @@
+"""TFDS builders: text files, read once, checked, and kept as ArrayRecord for random access. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Literal
+
+import tensorflow_datasets as tfds
+
+from alignx_jax.config import UserError
+from alignx_jax.data import cache, readers
+
+Kind = Literal["parallel", "instructions"]
+
+FORMAT = 1
+"""Raise it when what is written changes, and every cached corpus is prepared again."""
+
+
+@dataclasses.dataclass
+class SourceConfig(tfds.core.BuilderConfig):
+    """The files that a builder reads."""
+
+    files: tuple[pathlib.Path, ...] = ()
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes the records of its files in their order; lists what it skipped in `skipped.txt`."""
+
+    VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+    url_infos: ClassVar = {}  # no downloads; TFDS 4.9.10 looks for them through a package that it does not require
+    FIELDS: tuple[str, ...]
+    READ: Callable[[list[pathlib.Path]], Iterator[readers.Record | readers.BadLine]]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in self.FIELDS}),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(skipped=0),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        count = 0
+        with open(self.data_path / "skipped.txt", "w", encoding="utf-8") as skipped:
+            for record in type(self).READ(list(self.builder_config.files)):
+                if isinstance(record, dict):
+                    yield count, record
+                    count += 1
+                    continue
+                line = f"{record.origin}: {record.reason}"
+                if self.builder_config.on_error == "stop":
+                    raise UserError(f"{line} (--data.on-error=skip leaves bad lines out and lists them)")
+                skipped.write(f"{line}\n")
+                self.info.metadata["skipped"] += 1
+        if not count:
+            raise UserError(f"{self.builder_config.files[0]}: not one record that can be used")
+
+
+class ParallelText(_TextBuilder):
+    """Sentence pairs with their languages."""
+
+    FIELDS = ("source", "target", "source_language", "target_language", "origin")
+    READ = staticmethod(readers.read_parallel)
+
+
+class Instructions(_TextBuilder):
+    """Instructions with an optional input and the answer; `language` may be empty."""
+
+    FIELDS = ("instruction", "input", "output", "language", "origin")
+    READ = staticmethod(readers.read_instructions)
+
+
+_BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}
+_FILES = {"parallel": readers.parallel_files, "instructions": readers.instruction_files}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A prepared source."""
+
+    source: str
+    """As the configuration names it."""
+    kind: Kind
+    fingerprint: str
+    """Changes with the content or the name of any of its files."""
+    folder: pathlib.Path
+    skipped: int
+    """Bad lines left out, listed in `skipped.txt` in `folder`."""
+    data: Sequence[dict[str, bytes]] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def records(self, indices: Sequence[int]) -> list[readers.Record]:
+        """The records at `indices`."""
+        records = self.data.__getitems__([int(i) for i in indices])
+        return [{field: value.decode() for field, value in record.items()} for record in records]
+
+
+def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Literal["stop", "skip"]) -> Corpus:
+    """Reads a source into `cache_folder`, or finds it there from an earlier run over the same content.
+
+    Raises:
+      UserError: no such source, or (with `on_error="stop"`) its first bad line, with file, line, field and the remedy.
+    """
+    files = _FILES[kind](source)
+    contents = [(str(file), _digest(file)) for file in files]
+    fingerprint = cache.fingerprint(FORMAT, kind, on_error, contents)
+    config = SourceConfig(name=kind, files=tuple(files), on_error=on_error)
+    build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
+
+    def write(folder: pathlib.Path) -> None:
+        build(data_dir=folder).download_and_prepare()
+
+    with _quiet():
+        folder = cache.make_once(cache_folder.expanduser() / kind / fingerprint, write)
+        builder = build(data_dir=folder)
+    skipped = json.loads((pathlib.Path(builder.data_path) / "metadata.json").read_text())["skipped"]
+    return Corpus(source, kind, fingerprint, pathlib.Path(builder.data_path), skipped, builder.as_data_source("train"))
+
+
+def _digest(file: pathlib.Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TFDS prints and warns about every custom configuration; what matters is in the errors."""
+    tfds.disable_progress_bar()
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

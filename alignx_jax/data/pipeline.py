@@ -1,0 +1,342 @@
+"""From a configuration to batches: which examples a run sees, in which order, in which row of which step.
+
+Everything is planned before the first step from the configuration and its seed alone. So the number of steps is known,
+a position in the data is one integer, and any number of processes see the same global batches.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+import pathlib
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal
+
+import grain
+import numpy as np
+
+from alignx_jax.batch import Batch
+from alignx_jax.config import Config, DataConfig, UserError
+from alignx_jax.data import corpora, packing, prompts, readers
+from alignx_jax.data.examples import Examples, Progress, encode, hold_out
+from alignx_jax.data.languages import normalize
+from alignx_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some of the examples of a source, and how often an epoch takes each."""
+
+    examples: Examples
+    chosen: np.ndarray
+    """[n] int64 places in `examples.index`."""
+    weight: float
+    languages: np.ndarray
+    """[languages of the source] int32 ids among all languages of the run."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+class Split:
+    """The training or the validation rows of a run, epoch after epoch.
+
+    Attributes:
+      num_examples: examples it draws from.
+      rows: packed rows in all; the last batch is filled up with empty ones.
+      steps: batches of `rows_per_step` rows.
+      fill: share of the first epoch's row space that holds tokens; 0 without rows.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        config: Config,
+        *,
+        spans: bool,
+        seed: int,
+        epochs: float,
+        steps: int | None,
+    ):
+        self._parts, self._config, self._spans, self._seed = parts, config.data, spans, seed
+        self._first = np.cumsum([0, *map(len, parts)])
+        self._lengths = np.concatenate([part.examples.index["length"][part.chosen] for part in parts])
+        self._plans: dict[int, packing.Rows] = {}
+        self._lock = threading.Lock()
+        self._ends: list[int] = []  # rows up to the end of each epoch
+        self._examples_of_row: list[np.ndarray] = []  # of each epoch, [rows]
+        self.rows_per_step = config.training.rows
+        self.num_examples = len(self._lengths)
+        if not sum(round(len(part) * part.weight) for part in parts):
+            self.rows, self.fill = 0, 0.0
+        else:
+            first = self._plan(0)
+            self.fill = float(self._lengths[first.examples].sum() / (len(first) * config.data.row_length))
+            self.rows = self._count_rows(epochs, None if steps is None else steps * self.rows_per_step)
+        self.steps = math.ceil(self.rows / self.rows_per_step)
+
+    def batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+        """The batches from `start_step` on: NumPy, this process's contiguous `rows_per_step / process_count` rows."""
+        if self.rows_per_step % process_count:
+            raise ValueError(f"{self.rows_per_step} rows a step do not divide among {process_count} processes")
+        if start_step >= self.steps:
+            return iter(())
+        rows = grain.MapDataset.source(_ProcessRows(self, process_index, process_count))
+        batches = rows.batch(self.rows_per_step // process_count)[start_step:]
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
+
+    def most_examples(self, rows: int) -> int:
+        """Most examples in any `rows` rows that stand together, counted from each step's first; at least 1.
+
+        Args:
+          rows: a divisor of `rows_per_step`, such as the rows that one device gets.
+        """
+        counts = np.zeros(self.steps * self.rows_per_step, np.int64)
+        if self.rows:
+            counts[: self.rows] = np.concatenate(self._examples_of_row)[: self.rows]
+        return int(counts.reshape(-1, rows).sum(axis=1).max(initial=1))
+
+    def example_ids(self, step: int) -> list[str]:
+        """Where the examples of a global batch come from: `file:line`, in the order of rows and slots."""
+        ids = []
+        for row in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
+            for part, entry in map(self._entry, self._examples(row)):
+                ids.append(part.examples.corpus.records([entry["record"]])[0]["origin"])
+        return ids
+
+    def row(self, row: int) -> Batch:
+        """Row `row` of all, without a leading axis; empty beyond the last."""
+        examples = [self._packed(example) for example in self._examples(row)]
+        return packing.assemble(examples, self._config.row_length, self._config.examples_per_row)
+
+    def _count_rows(self, epochs: float, wanted: int | None) -> int:
+        """Plans as many epochs as are needed; keeps only the sizes of their rows."""
+        while wanted is not None and (self._ends[-1] if self._ends else 0) < wanted:
+            self._add_epoch()
+        if wanted is not None:
+            return wanted
+        for _ in range(math.ceil(epochs)):
+            self._add_epoch()
+        before = self._ends[-2] if len(self._ends) > 1 else 0
+        return before + math.ceil((self._ends[-1] - before) * (epochs - math.ceil(epochs) + 1))
+
+    def _add_epoch(self) -> None:
+        plan = self._plan(len(self._ends))
+        self._ends.append(len(plan) + (self._ends[-1] if self._ends else 0))
+        self._examples_of_row.append(np.diff(plan.starts))
+
+    def _plan(self, epoch: int) -> packing.Rows:
+        """The rows of an epoch; batches straddle epochs, so the last two are kept."""
+        with self._lock:
+            if epoch not in self._plans:
+                sizes, weights = zip(*((len(part), part.weight) for part in self._parts), strict=True)
+                order = packing.order(epoch, self._seed, sizes, weights)
+                while len(self._plans) > 1:
+                    del self._plans[min(self._plans)]
+                self._plans[epoch] = packing.plan(
+                    self._lengths, self._config.row_length, self._config.examples_per_row, order, [self._seed, epoch, 1]
+                )
+            return self._plans[epoch]
+
+    def _examples(self, row: int) -> list[int]:
+        if row >= self.rows:
+            return []
+        epoch = bisect.bisect_right(self._ends, row)
+        return self._plan(epoch)[row - (self._ends[epoch - 1] if epoch else 0)].tolist()
+
+    def _entry(self, example: int) -> tuple[_Part, np.void]:
+        number = bisect.bisect_right(self._first, example) - 1
+        part = self._parts[number]
+        return part, part.examples.index[part.chosen[example - self._first[number]]]
+
+    def _packed(self, example: int) -> packing.PackedExample:
+        part, entry = self._entry(example)
+        tokens = part.examples.tokens[entry["start"] : entry["start"] + entry["length"]]
+        labels_from = int(entry["response"]) if self._config.loss_on == "response" else 1
+        if not self._spans:
+            return packing.PackedExample(tokens, labels_from, (0, 0), (0, 0), (0, 0), (0, 0))
+        return packing.PackedExample(
+            tokens,
+            labels_from,
+            source=(entry["source_start"], entry["source_end"]),
+            target=(entry["target_start"], entry["target_end"]),
+            languages=(part.languages[entry["source_language"]], part.languages[entry["target_language"]]),
+            hashes=(entry["source_hash"], entry["target_hash"]),
+        )
+
+
+class _ProcessRows:
+    """The rows of one process, for Grain: those of its first step, then of its second, and so on."""
+
+    def __init__(self, split: Split, process_index: int, process_count: int):
+        self._split, self._index = split, process_index
+        self._rows = split.rows_per_step // process_count
+
+    def __len__(self) -> int:
+        return self._split.steps * self._rows
+
+    def __getitem__(self, place: int) -> Batch:
+        step, row = divmod(int(place), self._rows)
+        return self._split.row(step * self._split.rows_per_step + self._index * self._rows + row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a stage trains and validates on."""
+
+    train: Split
+    validation: Split
+    """0 steps where nothing is held out."""
+    pairs: bool
+    """Whether its batches mark pairs of sentences (stage 1)."""
+    languages: tuple[str, ...]
+    """Codes of the parallel text's languages; `Batch` holds places in it."""
+    dropped: dict[str, int]
+    """Examples left out, by reason."""
+    corpora: tuple[corpora.Corpus, ...]
+    """The prepared sources, with the bad lines that each skipped."""
+
+
+def build(
+    config: Config,
+    stage: Literal["1", "2"],
+    tokenizer: Tokenizer,
+    progress: Progress = lambda source, done, total: None,
+) -> Data:
+    """Prepares, encodes and plans the data of a stage; what an earlier run prepared is reused.
+
+    Raises:
+      UserError: a setting that cannot work, a source that is not there or has a bad line, every example dropped, or
+        (stage 1 with language matching) only one language.
+    """
+    data = config.data
+    _check(config)
+    share = 0.0 if stage == "1" else data.translation_share
+    kinds: dict[corpora.Kind, tuple[tuple[str, ...], tuple[float, ...]]] = {}
+    if stage == "2" and share < 1:
+        kinds["instructions"] = (data.instructions, data.instruction_weights)
+    if stage == "1" or share > 0:
+        kinds["parallel"] = (data.parallel, data.parallel_weights)
+    template = prompts.load(data.template)
+    folder = pathlib.Path(data.cache)
+
+    train, validation, dropped, languages, prepared = {}, {}, Counter(), (), []
+    for kind, (sources, weights) in kinds.items():
+        if not sources:
+            raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
+        found = [corpora.prepare(kind, source, folder, data.on_error) for source in sources]
+        examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found]
+        for one in examples:
+            dropped.update(one.dropped)
+        codes = sorted({code for one in examples for code in one.languages})
+        training, held, duplicates = hold_out([one.index for one in examples], data.validation)
+        if duplicates:
+            dropped["duplicate of a validation record"] += duplicates
+        for parts, chosen in ((train, training), (validation, held)):
+            parts[kind] = [
+                _Part(one, where, weight, np.array([codes.index(code) for code in one.languages], np.int32))
+                for one, where, weight in zip(examples, chosen, weights or [1.0] * len(examples), strict=True)
+            ]
+        languages = languages or tuple(codes)
+        prepared += found
+    if stage == "1":
+        check_languages(languages, config.objective.language_matching.weight != 0)
+
+    spans = stage == "1"
+    held_parts = {kind: [dataclasses.replace(part, weight=1.0) for part in parts] for kind, parts in validation.items()}
+    return Data(
+        train=Split(
+            _mixed(train, share),
+            config,
+            spans=spans,
+            seed=config.seed,
+            epochs=config.training.epochs,
+            steps=config.training.steps,
+        ),
+        validation=Split(_mixed(held_parts, share), config, spans=spans, seed=0, epochs=1, steps=None),
+        pairs=spans,
+        languages=languages,
+        dropped=dict(dropped),
+        corpora=tuple(prepared),
+    )
+
+
+def _mixed(parts: dict[corpora.Kind, list[_Part]], share: float) -> list[_Part]:
+    """All parts; where both kinds are there, translations weighted so that they are `share` of an epoch."""
+    instructions, parallel = parts.get("instructions", []), parts.get("parallel", [])
+    if not (instructions and parallel):
+        return instructions + parallel
+    wanted = sum(len(part) * part.weight for part in instructions) * share / (1 - share)
+    there = sum(len(part) * part.weight for part in parallel)
+    scale = wanted / there if there else 0.0
+    return instructions + [dataclasses.replace(part, weight=part.weight * scale) for part in parallel]
+
+
+def check_languages(languages: Collection[str], language_matching: bool) -> None:
+    """Refuses to match languages where there is only one.
+
+    Raises:
+      UserError: naming the language.
+    """
+    if language_matching and len(languages) < 2:
+        raise UserError(
+            f"--data.parallel: every sentence is in one language ({', '.join(languages)}), so there is nothing for "
+            "language matching to tell apart; add another language or set --objective.language-matching.weight=0"
+        )
+
+
+def multiway(path: str, languages: Sequence[str] = (), limit: int | None = None) -> dict[str, list[str]]:
+    """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
+
+    Args:
+      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, or `sample`, the held-out sentences.
+      languages: codes to read; empty: all in the file. Lines without all of them are left out.
+      limit: most sentences, taken from the start of the file.
+
+    Raises:
+      UserError: no such file, a bad line, or no line with all languages.
+    """
+    file = readers.SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path}: no such file")
+    lines = list(readers.read_multiway(file))
+    there = Counter(code for sentences in lines for code in sentences)
+    codes = [normalize(code) for code in languages] or sorted(there)
+    found = [sentences for sentences in lines if all(code in sentences for code in codes)][:limit]
+    if not found:
+        counts = ", ".join(f"{code} {there[code]}" for code in codes) or "no sentences"
+        raise UserError(f"{path}: no line has all of the languages ({counts}); name fewer languages")
+    return {code: [sentences[code] for sentences in found] for code in codes}
+
+
+def _check(config: Config) -> None:
+    """Refuses settings that cannot work, before anything is read."""
+    data: DataConfig = config.data
+    for name, sources, weights in (
+        ("parallel", data.parallel, data.parallel_weights),
+        ("instruction", data.instructions, data.instruction_weights),
+    ):
+        if weights and len(weights) != len(sources):
+            raise UserError(
+                f"--data.{name}-weights: {len(weights)} weights for {len(sources)} sources; give one for each"
+            )
+        if not all(0 < weight < math.inf for weight in weights):
+            raise UserError(f"--data.{name}-weights: each has to be above 0; leave a source out instead")
+    for flag, value, least in (
+        ("data.cutoff", data.cutoff, 4),
+        ("data.row-length", data.row_length, data.cutoff),
+        ("data.examples-per-row", data.examples_per_row, 1),
+        ("data.min-target-tokens", data.min_target_tokens, 1),
+        ("data.validation", data.validation, 0),
+        ("training.rows", config.training.rows, 1),
+        ("training.steps", 1 if config.training.steps is None else config.training.steps, 1),
+    ):
+        if value < least:
+            raise UserError(f"--{flag}={value}: has to be at least {least}")
+    if not 0 <= data.translation_share <= 1:
+        raise UserError(f"--data.translation-share={data.translation_share}: has to be between 0 and 1")
+    if not 0 < config.training.epochs < math.inf:
+        raise UserError(f"--training.epochs={config.training.epochs}: has to be above 0")

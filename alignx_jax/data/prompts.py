@@ -1,0 +1,102 @@
+"""Prompts: a template is data, a JSON file with three texts and `{fields}`; nothing in it is ever run as code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+
+from alignx_jax.config import UserError
+from alignx_jax.data.languages import language_name
+
+_FIELD = re.compile(r"\{([^{}\s]*)\}")
+_FIELDS = {
+    "prompt_input": {"instruction", "input"},
+    "prompt_no_input": {"instruction"},
+    "translation": {"source_language", "target_language"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A finished prompt with its response, and where the input and the response stand in it (characters)."""
+
+    text: str
+    source: tuple[int, int]
+    """[start, end) of the input; (0, 0) if there is none."""
+    target: tuple[int, int]
+    """[start, end) of the response."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The texts of a template file.
+
+    `prompt_input` needs `{instruction}` and `{input}`, `prompt_no_input` needs `{instruction}`; the response follows
+    them directly. `translation` is the instruction of a translation pair; it may use `{source_language}` and
+    `{target_language}`, the languages' English names.
+    """
+
+    prompt_input: str
+    prompt_no_input: str
+    translation: str
+
+    def render(self, instruction: str, input: str, output: str) -> Prompt:
+        """The prompt of an instruction with its response; an empty `input` takes the prompt without input."""
+        if not input:
+            prompt, _ = _fill(self.prompt_no_input, {"instruction": instruction})
+            source = (0, 0)
+        else:
+            prompt, at = _fill(self.prompt_input, {"instruction": instruction, "input": input})
+            source = (at["input"], at["input"] + len(input))
+        return Prompt(prompt + output, source, (len(prompt), len(prompt) + len(output)))
+
+    def render_translation(self, source: str, target: str, source_language: str, target_language: str) -> Prompt:
+        """The translation of `source` into `target` as an instruction; languages are codes."""
+        names = {"source_language": language_name(source_language), "target_language": language_name(target_language)}
+        return self.render(_fill(self.translation, names)[0], source, target)
+
+
+def _fill(template: str, values: dict[str, str]) -> tuple[str, dict[str, int]]:
+    """`template` with its fields replaced, and where each value starts. Braces inside values stay as they are."""
+    pieces, starts, length, end = [], {}, 0, 0
+    for field in _FIELD.finditer(template):
+        literal, value = template[end : field.start()], values[field[1]]
+        starts[field[1]] = length + len(literal)
+        pieces += [literal, value]
+        length += len(literal) + len(value)
+        end = field.end()
+    return "".join(pieces) + template[end:], starts
+
+
+def load(template: str) -> Template:
+    """The template `alpaca`, or one from a JSON file.
+
+    Raises:
+      UserError: no such file, not JSON, a text missing, an unknown field, or a needed field missing or used twice.
+    """
+    path = pathlib.Path(__file__).with_name("alpaca.json") if template == "alpaca" else pathlib.Path(template)
+    where = f"template {template}"
+    try:
+        texts = json.loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{where}: no such file; give a JSON file, or 'alpaca'") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON in UTF-8: {error}") from None
+    if not isinstance(texts, dict):
+        raise UserError(f"{where}: has to be a JSON object with {', '.join(_FIELDS)}")
+    if unknown := texts.keys() - _FIELDS.keys() - {"description"}:
+        raise UserError(f"{where}: unknown entry {min(unknown)!r}; it can hold {', '.join(_FIELDS)} and description")
+    for name, known in _FIELDS.items():
+        if not isinstance(texts.get(name), str):
+            raise UserError(f"{where}: {name!r} is missing or no text")
+        used = _FIELD.findall(texts[name])
+        if unknown := set(used) - known:
+            fields = ", ".join(f"{{{field}}}" for field in sorted(known))
+            raise UserError(f"{where}: {name!r} has the unknown field {{{min(unknown)}}}; known: {fields}")
+        if name != "translation":
+            for field in sorted(known):
+                if used.count(field) != 1:
+                    raise UserError(f"{where}: {name!r} has to hold {{{field}}} exactly once")
+    return Template(**{name: texts[name] for name in _FIELDS})

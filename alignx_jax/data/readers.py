@@ -1,0 +1,317 @@
+"""Text files as records: every line is a record, or a bad line with its place and reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from alignx_jax.config import UserError
+from alignx_jax.data.languages import normalize
+
+SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
+
+Record = dict[str, str]
+"""Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,
+language, origin. `origin` is `file:line`. Sentences carry no white space at their ends."""
+
+
+class BadLine(NamedTuple):
+    """A line that gives no record."""
+
+    origin: str
+    reason: str
+
+
+class _Bad(Exception):
+    """Why the line at hand is bad."""
+
+
+def parallel_files(source: str) -> list[pathlib.Path]:
+    """The files of a parallel source; a Moses pair is the two files of its prefix.
+
+    Raises:
+      UserError: nothing there, or nothing that can be read.
+    """
+    if source == "sample":
+        return [SAMPLE / "parallel.train.jsonl.gz"]
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return _of_folder(path, lambda file: _kind(file) in (".tsv", ".jsonl") or _moses_prefix(file) is not None)
+    if path.is_file():
+        if _kind(path) not in (".tsv", ".jsonl"):
+            raise UserError(
+                f"{source}: parallel text is read from .tsv and .jsonl files (.gz too); name a Moses pair by its prefix"
+            )
+        return [path]
+    if pair := _pair_in(path.name.rpartition(".")[2]):
+        return [_moses_side(path, side) for side in pair]
+    raise UserError(f"{source}: no such file or folder, and no Moses prefix such as corpus.de-en")
+
+
+def instruction_files(source: str) -> list[pathlib.Path]:
+    """The files of an instruction source.
+
+    Raises:
+      UserError: nothing there, or nothing that can be read.
+    """
+    if source == "sample":
+        return [SAMPLE / "instructions.jsonl.gz"]
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return _of_folder(path, lambda file: _kind(file) in (".json", ".jsonl"))
+    if not path.is_file():
+        raise UserError(f"{source}: no such file or folder")
+    if _kind(path) not in (".json", ".jsonl"):
+        raise UserError(f"{source}: instructions are read from .json and .jsonl files (.gz too); rename or convert it")
+    return [path]
+
+
+def read_parallel(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
+    """The pairs of `parallel_files`, in order."""
+    for file in files:
+        if _kind(file) == ".tsv":
+            yield from _records(file, _tsv_pairs(file))
+        elif _kind(file) == ".jsonl":
+            yield from _records(file, lambda line: _jsonl_pairs(_object(line)))
+    for prefix in dict.fromkeys(filter(None, map(_moses_prefix, files))):
+        yield from _read_moses(prefix)
+
+
+def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
+    """The instructions of `instruction_files`, in order."""
+    for file in files:
+        if _kind(file) == ".jsonl":
+            yield from _records(file, lambda line: [_instruction(_object(line))])
+            continue
+        text = b"".join(raw for _, raw in _lines(file))
+        try:
+            items = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{file}: not JSON in UTF-8 ({error}); mend it, or give .jsonl, one object a line"
+            ) from None
+        if not isinstance(items, list):
+            raise UserError(f"{file}: has to be a JSON array of instructions, or .jsonl with one a line")
+        for number, item in enumerate(items, 1):
+            origin = f"{file}: element {number}"
+            try:
+                yield _instruction(item) | {"origin": origin}
+            except _Bad as bad:
+                yield BadLine(origin, str(bad))
+
+
+def read_multiway(file: pathlib.Path) -> Iterator[dict[str, str]]:
+    """The sentences by language code of each line of a multi-way JSONL file.
+
+    Raises:
+      UserError: a bad line, with its place.
+    """
+    for number, raw in _lines(file):
+        try:
+            text = _text(raw)
+            if text.strip():
+                yield _sentences(_object(text))
+        except _Bad as bad:
+            raise UserError(f"{file}:{number}: {bad}") from None
+
+
+def _of_folder(folder: pathlib.Path, readable) -> list[pathlib.Path]:
+    """The readable files of a folder, sorted; only those for training where any file's name has a part `train`."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and readable(file))
+    train = [file for file in files if "train" in file.name.split(".")]
+    if not files:
+        raise UserError(f"{folder}: no file here that can be read; see docs/data.md for the formats")
+    return train or files
+
+
+def _kind(file: pathlib.Path) -> str:
+    return pathlib.Path(file.name.removesuffix(".gz")).suffix
+
+
+def _pair_in(part: str) -> tuple[str, str] | None:
+    """The two language codes of a part of a file name such as `de-en`."""
+    left, dash, right = part.partition("-")
+    try:
+        return (left, right) if dash and normalize(left) and normalize(right) else None
+    except UserError:
+        return None
+
+
+def _moses_prefix(file: pathlib.Path) -> pathlib.Path | None:
+    """`corpus.de-en` of `corpus.de-en.de`."""
+    stem, _, side = file.name.removesuffix(".gz").rpartition(".")
+    pair = _pair_in(stem.rpartition(".")[2])
+    return file.with_name(stem) if pair and side in pair else None
+
+
+def _moses_side(prefix: pathlib.Path, side: str) -> pathlib.Path:
+    plain = prefix.with_name(f"{prefix.name}.{side}")
+    for file in (plain, plain.with_name(f"{plain.name}.gz")):
+        if file.is_file():
+            return file
+    raise UserError(f"{plain}: no such file; the Moses pair {prefix} needs one file for each language")
+
+
+def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
+    source_language, target_language = _pair_in(prefix.name.rpartition(".")[2])
+    left, right = _moses_side(prefix, source_language), _moses_side(prefix, target_language)
+    number, others = 0, _lines(right)
+    for number, source in _lines(left):
+        _, target = next(others, (0, None))
+        if target is None:
+            raise UserError(f"{left} has more lines than {right} ({number - 1}); they have to match line by line")
+        origin = f"{left}:{number}"
+        try:
+            pair = [_decoded(side, raw) for side, raw in (("src", source), ("tgt", target))]
+            yield _pair(*pair, source_language, target_language) | {"origin": origin}
+        except _Bad as bad:
+            yield BadLine(origin, str(bad))
+    if next(others, None) is not None:
+        raise UserError(f"{right} has more lines than {left} ({number}); they have to match line by line")
+
+
+def _decoded(field: str, raw: bytes) -> str:
+    try:
+        return _text(raw)
+    except _Bad as bad:
+        raise _Bad(f"{field}: {bad}") from None
+
+
+def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
+    """`parse(text of a line) -> list of records` over a file; blank lines hold nothing."""
+    for number, raw in _lines(file):
+        origin = f"{file}:{number}"
+        try:
+            text = _text(raw)
+            records = parse(text) if text.strip() else []
+        except _Bad as bad:
+            yield BadLine(origin, str(bad))
+        else:
+            for record in records:
+                yield record | {"origin": origin}
+
+
+def _lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines with their ends, without a byte order mark."""
+    try:
+        with gzip.open(file) if file.name.endswith(".gz") else open(file, "rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: damaged gzip file ({error}); fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Bad(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+
+
+def _object(line: str) -> dict:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _Bad(f"not JSON ({error}); each line has to be one JSON object") from None
+    if not isinstance(value, dict):
+        raise _Bad("not a JSON object; each line has to be one {...}")
+    return value
+
+
+def _string(value, field: str) -> str:
+    if not isinstance(value, str):
+        raise _Bad(f"field {field!r} has to be a text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Bad(f"field {field!r} holds half of a surrogate pair; write the character itself") from None
+    return value.strip()
+
+
+def _sentence(value, field: str) -> str:
+    sentence = _string(value, field)
+    if not sentence:
+        raise _Bad(f"field {field!r} is empty; both sides need a sentence: fill it in or remove the line")
+    return sentence
+
+
+def _language(value, field: str) -> str:
+    try:
+        return normalize(_string(value, field))
+    except UserError as error:
+        raise _Bad(f"field {field!r}: {error}") from None
+
+
+def _get(item: dict, field: str):
+    if field not in item:
+        raise _Bad(f"field {field!r} is missing; the line has {', '.join(map(repr, item)) or 'no fields'}")
+    return item[field]
+
+
+def _pair(source, target, source_language, target_language) -> Record:
+    return {
+        "source": _sentence(source, "src"),
+        "target": _sentence(target, "tgt"),
+        "source_language": _language(source_language, "src_lang"),
+        "target_language": _language(target_language, "tgt_lang"),
+    }
+
+
+def _tsv_pairs(file: pathlib.Path):
+    in_name = next(filter(None, map(_pair_in, file.name.split("."))), None)
+
+    def parse(line: str) -> list[Record]:
+        columns = line.split("\t")
+        if len(columns) == 4:
+            source_language, target_language, source, target = columns
+        elif len(columns) == 2 and in_name:
+            (source, target), (source_language, target_language) = columns, in_name
+        elif len(columns) == 2:
+            raise _Bad("2 columns, and no language pair in the file's name; name the file like de-en.train.tsv")
+        else:
+            raise _Bad(f"{len(columns)} columns; a line is src_lang, tgt_lang, src, tgt, or src, tgt, apart by tabs")
+        return [_pair(source, target, source_language, target_language)]
+
+    return parse
+
+
+def _jsonl_pairs(item: dict) -> list[Record]:
+    if "text" not in item:
+        return [_pair(*(_get(item, name) for name in ("src", "tgt", "src_lang", "tgt_lang")))]
+    sentences = _sentences(item)
+    if "en" not in sentences or len(sentences) == 1:
+        raise _Bad("field 'text' has to hold 'en' and another language; every other language is paired with English")
+    return [
+        {"source": sentence, "target": sentences["en"], "source_language": language, "target_language": "en"}
+        for language, sentence in sentences.items()
+        if language != "en"
+    ]
+
+
+def _sentences(item: dict) -> dict[str, str]:
+    """The sentences of a multi-way line by normalized language code."""
+    texts = _get(item, "text")
+    if not isinstance(texts, dict):
+        raise _Bad(f"field 'text' has to be an object of sentences by language, not {type(texts).__name__}")
+    sentences = {_language(code, "text"): _sentence(text, f"text.{code}") for code, text in texts.items()}
+    if len(sentences) < len(texts):
+        raise _Bad(f"field 'text' names a language twice: {', '.join(texts)}")
+    return sentences
+
+
+def _instruction(item) -> Record:
+    if not isinstance(item, dict):
+        raise _Bad(f"not an object with instruction, input and output, but {type(item).__name__}")
+    given, language = item.get("input"), item.get("language", item.get("lang"))
+    return {
+        "instruction": _sentence(_get(item, "instruction"), "instruction"),
+        "input": "" if given is None else _string(given, "input"),
+        "output": _sentence(_get(item, "output"), "output"),
+        "language": "" if language in (None, "") else _language(language, "language"),
+    }

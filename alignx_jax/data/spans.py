@@ -1,0 +1,83 @@
+"""Where the source and the target sentence stand among an example's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+from alignx_jax.data.prompts import Prompt
+from alignx_jax.data.tokenizer import Encoding, Tokenizer
+
+Drop = Literal["overlong", "few target tokens", "no source token", "no response token"]
+DROPS: tuple[Drop, ...] = ("overlong", "few target tokens", "no source token", "no response token")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One sequence. Ranges are [start, end) over its tokens; (0, 0) is an empty one."""
+
+    tokens: np.ndarray
+    """[n] int32, with BOS and EOS."""
+    source: tuple[int, int]
+    target: tuple[int, int]
+    response: int
+    """First token of the response."""
+
+
+def text_hash(text: str) -> int:
+    """A signed 32-bit hash of the exact text, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()[:4], "little", signed=True)
+
+
+def token_range(offsets: np.ndarray, characters: tuple[int, int]) -> tuple[int, int]:
+    """The tokens that overlap [start, end) of the text, as one range; (0, 0) if none does.
+
+    Args:
+      offsets: [n,2] characters of each token.
+    """
+    start, end = characters
+    inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1]))
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+
+
+def mark(
+    encoding: Encoding,
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    *,
+    cutoff: int,
+    overlong: Literal["drop", "truncate"],
+    min_target_tokens: int | None,
+) -> Example | Drop:
+    """The example of an encoded prompt, or why it is dropped.
+
+    BOS comes first; EOS last, unless the cutoff leaves no room for it. The last position, EOS or the last token of a
+    truncated sequence, is in no span (published: its `src_tgt_index` is 0). The token `min_target_tokens` places
+    before the last position has to be a target token or the example is dropped (published: 3, as
+    `src_tgt_index[:, -4] == 2`). None is for instructions, which have no spans and need one token of the response.
+    """
+    ids, offsets = encoding
+    first = 0 if tokenizer.bos_id is None else 1
+    source, target = (
+        (start + first, end + first) if end else (0, 0)
+        for start, end in (token_range(offsets, prompt.source), token_range(offsets, prompt.target))
+    )
+    tokens = np.array([tokenizer.bos_id] * first + [*ids, tokenizer.eos_id], np.int32)
+    if len(tokens) > cutoff and overlong == "drop":
+        return "overlong"
+    tokens = tokens[:cutoff]
+    last = len(tokens) - 1
+    response = target[0]
+    if not target[1] or response > last:
+        return "no response token" if min_target_tokens is None else "few target tokens"
+    if min_target_tokens is None:
+        return Example(tokens, (0, 0), (0, 0), response)
+    target = (target[0], min(target[1], last))
+    if not target[0] <= last - min_target_tokens < target[1]:
+        return "few target tokens"
+    if not source[1]:
+        return "no source token"
+    return Example(tokens, source, target, response)

@@ -1,0 +1,148 @@
+"""Tokenizers of Hugging Face folders, with the exact characters that every token covers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from alignx_jax.config import UserError
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+Encoding = tuple[np.ndarray, np.ndarray]
+"""Token ids [n] int32, and the characters [n,2] int32 that each covers, as [start, end)."""
+
+
+class _Backend(Protocol):
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer that adds no special token by itself."""
+
+    bos_id: int | None
+    """Token put before a text, if the tokenizer has one."""
+    eos_id: int
+    vocab_size: int
+    """One more than the largest token id."""
+    fingerprint: str
+    """Changes with any of the tokenizer's files."""
+    backend: _Backend
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Ids and character offsets of each text.
+
+        Tokens that are bytes of one character all cover that character.
+        """
+        return self.backend.encode_batch(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens."""
+        return self.backend.decode([int(i) for i in ids])
+
+
+class _Fast:
+    """`tokenizer.json` and what transformers converts to it."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._rust = tokenizer.backend_tokenizer
+        self._rust.no_truncation()  # a tokenizer.json may ask for either
+        self._rust.no_padding()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
+        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _SentencePiece:
+    """`tokenizer.model`, read by SentencePiece itself: transformers' conversion of it gives other ids."""
+
+    def __init__(self, processor):
+        self._processor = processor
+        self._is_byte = np.array([processor.is_byte(i) for i in range(processor.vocab_size())])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        encodings = self._processor.encode(list(texts), return_type="offset_mapping", num_threads=-1)
+        return [self._encoding(np.array(e["ids"], np.int32), e["offsets"]) for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode(list(ids))
+
+    def _encoding(self, ids: np.ndarray, pairs: list[tuple[int, int]]) -> Encoding:
+        """SentencePiece gives a character to the last of its byte tokens; this gives it to all of them."""
+        offsets = np.array(pairs, np.int32).reshape(-1, 2)
+        earlier = (offsets[:, 0] == offsets[:, 1]) & self._is_byte[ids]
+        for i in np.flatnonzero(earlier)[::-1]:
+            offsets[i, 1] = offsets[i + 1, 1]
+        return ids, offsets
+
+
+def load(folder: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: from `tokenizer.model` if that is all there is, else the fast one.
+
+    Raises:
+      UserError: no tokenizer in the folder, one that cannot be read, that has no fast form, or no end-of-text token.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    names = {file.name for file in files}
+    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        raise UserError(f"{folder}: no tokenizer here; it needs tokenizer.json or tokenizer.model of the model")
+    digest = hashlib.blake2b(digest_size=10)
+    for file in files:
+        digest.update(f"{file.name}\0{hashlib.blake2b(file.read_bytes()).hexdigest()}\0".encode())
+    try:
+        if "tokenizer.model" in names and "tokenizer.json" not in names:
+            import sentencepiece
+
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+            bos, eos, size = processor.bos_id(), processor.eos_id(), processor.vocab_size()
+            bos, eos, backend = (bos if bos >= 0 else None), (eos if eos >= 0 else None), _SentencePiece(processor)
+        else:
+            import transformers
+
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if not tokenizer.is_fast:
+                raise UserError(f"{folder}: the tokenizer has no fast form; save one that has a tokenizer.json")
+            bos, eos, backend = tokenizer.bos_token_id, tokenizer.eos_token_id, _Fast(tokenizer)
+            size = max(tokenizer.get_vocab().values()) + 1
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise whatever their parsers do, bare Exception among it
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy its files again") from error
+    if eos is None:
+        raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
+    return Tokenizer(bos, eos, size, digest.hexdigest(), backend)
+
+
+def check(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer with ids that the model's embedding of `vocab_size` rows does not hold.
+
+    Raises:
+      UserError: naming both sizes.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model's embedding only {vocab_size} rows; "
+            "take the tokenizer that belongs to the model"
+        )

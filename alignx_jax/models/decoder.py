@@ -1,0 +1,236 @@
+"""The decoder: embeddings, pre-norm blocks of rotary grouped-query attention and a gated MLP, a final norm.
+
+Shapes: R rows, T tokens (S as keys), D hidden size, H heads, K key/value heads, G = H/K, h head size, f = h/2 angles,
+F MLP width, L layers, V padded vocabulary. Of pooled states: P layers, K pools a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from alignx_jax import sharding
+from alignx_jax.models.families import DecoderConfig, Rope
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecoderOutput:
+    """What a forward pass returns."""
+
+    hidden_RxTxD: jax.Array
+    """States after the final norm, in the compute dtype."""
+    pooled_PxRxKxD: jax.Array | None
+    """Pooled states of each layer of `pooled_layers`, float32 (float64 under float64 compute); None without taps."""
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position of each pair of dimensions, [head_dim / 2] float64.
+
+    `linear` is position interpolation (arXiv 2306.15595). `llama3` keeps wavelengths shorter than
+    original_max_positions / high_freq_factor, divides those longer than original_max_positions / low_freq_factor
+    by the factor, and interpolates between (the Llama 3.1 release).
+    """
+    frequencies = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_max_positions * frequencies / (2 * math.pi)
+        share = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        kept = np.clip(share, 0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / rope.factor)
+    return frequencies
+
+
+def _high(dtype: jnp.dtype) -> jnp.dtype:
+    """The type of norms, angles, softmax and pools: float32, or float64 under float64 compute."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
+    high = x.astype(_high(x.dtype))
+    high = high * jax.lax.rsqrt(jnp.mean(jnp.square(high), axis=-1, keepdims=True) + epsilon)
+    return (high * weight_D.astype(high.dtype)[None, None, :]).astype(x.dtype)
+
+
+def _rotate(x_RxTxHxh: jax.Array, angles_RxTxf: jax.Array) -> jax.Array:
+    """Turns dimension i with dimension i + h/2, in the angles' precision."""
+    cos, sin = jnp.cos(angles_RxTxf)[:, :, None, :], jnp.sin(angles_RxTxf)[:, :, None, :]
+    first, second = jnp.split(x_RxTxHxh.astype(angles_RxTxf.dtype), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_RxTxHxh.dtype)
+
+
+def _attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+    """[R,T,H,h]. Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits."""
+    rows, length, heads, size = q_RxTxHxh.shape
+    kv_heads, high = k_RxSxKxh.shape[2], _high(q_RxTxHxh.dtype)
+    q_RxTxKxGxh = q_RxTxHxh.reshape(rows, length, kv_heads, heads // kv_heads, size)
+    logits_RxKxGxTxS = jnp.einsum("rtkgh,rskh->rkgts", q_RxTxKxGxh, k_RxSxKxh, preferred_element_type=high)
+    logits_RxKxGxTxS = jnp.where(mask_RxTxS[:, None, None], logits_RxKxGxTxS * size**-0.5, jnp.finfo(high).min)
+    probabilities = jax.nn.softmax(logits_RxKxGxTxS, axis=-1).astype(v_RxSxKxh.dtype)
+    return jnp.einsum("rkgts,rskh->rtkgh", probabilities, v_RxSxKxh).reshape(rows, length, heads, size)
+
+
+def _linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+    """A product in the dtype of x, which the master weights are cast to."""
+    y = jnp.einsum(equation, x, weight[...].astype(x.dtype))
+    return y if bias is None else y + jnp.expand_dims(bias[...].astype(x.dtype), (0, 1))
+
+
+def _normal(config: DecoderConfig, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return config.initializer_range * jax.random.normal(rngs.params(), shape, dtype)
+
+
+class Blocks(nnx.Module):
+    """The weights of all layers, each stacked on a leading axis [L,...]; `__call__` is one layer, without that axis."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+        self.config = config
+        d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
+        q, kv = (config.num_heads, h), (config.num_kv_heads, h)
+
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(_normal(config, rngs, (config.num_layers, *shape), dtype))
+
+        def bias(present: bool, *shape: int) -> nnx.Param | None:
+            return nnx.Param(jnp.zeros((config.num_layers, *shape), dtype)) if present else None
+
+        self.attention_norm = nnx.Param(jnp.ones((config.num_layers, d), dtype))
+        self.query, self.query_bias = normal(d, *q), bias(config.attention_bias, *q)
+        self.key, self.key_bias = normal(d, *kv), bias(config.attention_bias, *kv)
+        self.value, self.value_bias = normal(d, *kv), bias(config.attention_bias, *kv)
+        self.attention_output, self.attention_output_bias = normal(*q, d), bias(config.attention_bias, d)
+        self.mlp_norm = nnx.Param(jnp.ones((config.num_layers, d), dtype))
+        self.gate, self.gate_bias = normal(d, f), bias(config.mlp_bias, f)
+        self.up, self.up_bias = normal(d, f), bias(config.mlp_bias, f)
+        self.down, self.down_bias = normal(f, d), bias(config.mlp_bias, d)
+
+    def __call__(self, x_RxTxD: jax.Array, angles_RxTxf: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+        with jax.named_scope("attention"):
+            y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm[...], self.config.norm_epsilon)
+            q_RxTxHxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.query, self.query_bias)
+            k_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.key, self.key_bias)
+            v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
+            q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
+            mixed_RxTxHxh = _attention(_rotate(q, angles_RxTxf), _rotate(k, angles_RxTxf), v, mask_RxTxS)
+            mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
+            y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
+            x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
+        with jax.named_scope("mlp"):
+            y_RxTxD = _rms_norm(x_RxTxD, self.mlp_norm[...], self.config.norm_epsilon)
+            gate_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.gate, self.gate_bias)
+            up_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.up, self.up_bias)
+            y_RxTxF = sharding.constrain(self.config.activation_function(gate_RxTxF) * up_RxTxF, "rows", None, "model")
+            y_RxTxD = _linear("rtf,fd->rtd", y_RxTxF, self.down, self.down_bias)
+            return sharding.constrain(x_RxTxD + y_RxTxD, "rows")
+
+
+class Decoder(nnx.Module):
+    """A decoder-only language model. Parameters keep the dtype they are given; compute has its own."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        """Random weights: N(0, initializer_range), norms 1, biases and the padding of the vocabulary 0."""
+        self.config = config
+        vocabulary = (config.padded_vocab_size, config.hidden_size)
+        real_Vx1 = (jnp.arange(config.padded_vocab_size) < config.vocab_size)[:, None]
+        self.embedding = nnx.Param(jnp.where(real_Vx1, _normal(config, rngs, vocabulary, dtype), 0))
+        self.layers = Blocks(config, rngs=rngs, dtype=dtype)
+        self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
+        if config.tie_embeddings:
+            self.output = None
+        else:
+            self.output = nnx.Param(jnp.where(real_Vx1, _normal(config, rngs, vocabulary, dtype), 0).T)
+
+    @property
+    def output_kernel(self) -> jax.Array:
+        """[D,V] in the master dtype; columns from `vocab_size` on are padding and must get no probability."""
+        return self.embedding[...].T if self.output is None else self.output[...]
+
+    def __call__(
+        self,
+        tokens_RxT: jax.Array,
+        positions_RxT: jax.Array,
+        segments_RxT: jax.Array,
+        *,
+        compute_dtype: jnp.dtype,
+        remat: Literal["none", "block"],
+        pool_RxKxT: jax.Array | None = None,
+        pooled_layers: tuple[int, ...] = (),
+    ) -> DecoderOutput:
+        """Runs all layers. A token attends to itself and to the earlier tokens of its own segment.
+
+        Layers are run by one scan, which writes each tapped layer's pooled states into its carry: no layer's [R,T,D]
+        is kept for a tap, and no parameter is sliced. On a mesh, trace it inside `jax.set_mesh(mesh)`.
+
+        Args:
+          tokens_RxT: int32 token ids.
+          positions_RxT: int32 position of each token in its own example.
+          segments_RxT: int32; 0 is padding, a segment of its own.
+          compute_dtype: of activations and products; norms, rotary angles, softmax and pools are float32 at least.
+          remat: "block" keeps only every layer's input for the backward pass.
+          pool_RxKxT: weights of the pools; pooled[k] = sum over t of pool[k,t] h[t].
+          pooled_layers: distinct numbers of hidden states, 0 (embeddings) to L: l is the residual stream after l
+            layers, L is after the final norm.
+
+        Raises:
+          ValueError: pooled_layers are out of range or repeated.
+        """
+        depth, high = self.config.num_layers, _high(compute_dtype)
+        if len(set(pooled_layers)) < len(pooled_layers) or not set(pooled_layers) <= set(range(depth + 1)):
+            raise ValueError(f"pooled_layers {pooled_layers} have to be distinct and between 0 and {depth}")
+        place = {layer: place for place, layer in enumerate(pooled_layers)}
+
+        def pool_into(pooled_PxRxKxD: jax.Array, index: jax.Array | int, x_RxTxD: jax.Array) -> jax.Array:
+            # Exact products: at the default precision of a TPU or GPU, 1/n would be rounded to 8 or 11 bits.
+            pooled_RxKxD = jnp.einsum(
+                "rkt,rtd->rkd", pool_RxKxT.astype(high), x_RxTxD.astype(high), precision=jax.lax.Precision.HIGHEST
+            )
+            return pooled_PxRxKxD.at[index].set(sharding.constrain(pooled_RxKxD, "rows"))
+
+        frequencies_f = jnp.asarray(rope_frequencies(self.config.rope, self.config.head_dim), high)
+        angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
+        order_T = jnp.arange(tokens_RxT.shape[1])
+        mask_RxTxS = segments_RxT[:, :, None] == segments_RxT[:, None, :]
+        mask_RxTxS &= (order_T[:, None] >= order_T[None, :])[None]
+        graph, stacked = nnx.split(self.layers)
+
+        def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
+            return nnx.merge(graph, layer)(x_RxTxD, angles_RxTxf, mask_RxTxS)
+
+        if remat == "block":
+            block = jax.checkpoint(block, prevent_cse=False)  # a scan's body has nothing to share with its backward
+
+        # Checkpointed, or the backward pass would keep a copy of the pools for each layer.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def tap(pooled_PxRxKxD: jax.Array, index: jax.Array, x_RxTxD: jax.Array) -> jax.Array:
+            return jax.lax.cond(index >= 0, pool_into, lambda pooled, index, x: pooled, pooled_PxRxKxD, index, x_RxTxD)
+
+        def body(carry, layer_and_index):
+            (x_RxTxD, pooled_PxRxKxD), (layer, index) = carry, layer_and_index
+            x_RxTxD = block(x_RxTxD, layer)
+            if pooled_PxRxKxD is not None:
+                pooled_PxRxKxD = tap(pooled_PxRxKxD, index, x_RxTxD)
+            return (x_RxTxD, pooled_PxRxKxD), None
+
+        # Looked up in the master dtype, so that the gradients of a token's occurrences are summed in it.
+        x_RxTxD = sharding.constrain_lookup(self.embedding[...][tokens_RxT].astype(compute_dtype))
+        pooled_PxRxKxD = None
+        if pooled_layers:
+            pooled_PxRxKxD = jnp.zeros((len(pooled_layers), *pool_RxKxT.shape[:2], x_RxTxD.shape[-1]), high)
+            pooled_PxRxKxD = sharding.constrain(pooled_PxRxKxD, None, "rows")
+        if 0 in place:
+            pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[0], x_RxTxD)
+        inside_L = jnp.array([place.get(n, -1) if n < depth else -1 for n in range(1, depth + 1)])
+        (x_RxTxD, pooled_PxRxKxD), _ = jax.lax.scan(body, (x_RxTxD, pooled_PxRxKxD), (stacked, inside_L))
+        x_RxTxD = _rms_norm(x_RxTxD, self.norm[...], self.config.norm_epsilon)
+        if depth in place:
+            pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[depth], x_RxTxD)
+        return DecoderOutput(x_RxTxD, pooled_PxRxKxD)

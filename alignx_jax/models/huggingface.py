@@ -1,0 +1,285 @@
+"""Weights in and out: Hugging Face folders of safetensors, read straight into a sharding and written back."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+from jax.sharding import Mesh
+
+from alignx_jax import sharding
+from alignx_jax.config import UserError
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.models.families import FAMILIES, DecoderConfig, Weight, decoder_config
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_COMPARED_ROWS = 1024
+
+_Tensors = dict[str, Any]  # key -> a slice of safetensors, which reads from disk only what is asked of it
+
+
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The parsed config.json of a Hugging Face folder.
+
+    Raises:
+      UserError: there is none, or it is not a JSON object.
+    """
+    return _read_json(pathlib.Path(folder) / "config.json", "give a Hugging Face folder, which has one")
+
+
+def _read_json(file: pathlib.Path, hint: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; {hint}") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"{file}: not a JSON file ({error}); download it again") from None
+    if not isinstance(parsed, dict):
+        raise UserError(f"{file}: not a JSON object; download it again")
+    return parsed
+
+
+def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Decoder:
+    """The decoder in a Hugging Face folder, its parameters of type `dtype` and sharded over `mesh`.
+
+    Every device's part is read from the files by itself, a tensor at a time: the host never holds the model.
+
+    Raises:
+      UserError: files missing, damaged or not safetensors; keys missing or unknown; a wrong shape; NaN or infinity.
+    """
+    folder = pathlib.Path(folder)
+    config = decoder_config(read_config(folder), str(folder / "config.json"))
+    table = FAMILIES[config.family].table(config)
+    tensors = _open(folder)
+    _check_keys(folder, tensors, table, config)
+    graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
+    params = nnx.to_pure_dict(variables)
+    for weight in table:
+        inner = functools.reduce(dict.__getitem__, weight.path[:-1], params)
+        shape = inner[weight.path[-1]].shape
+        inner[weight.path[-1]] = jax.make_array_from_callback(
+            shape,
+            jax.sharding.NamedSharding(mesh, sharding.parameter_spec(weight.path)),
+            functools.partial(
+                _read, weight=weight, shape=shape, dtype=dtype, config=config, tensors=tensors, where=folder
+            ),
+        )
+    return nnx.merge(graph, params)
+
+
+def _open(folder: pathlib.Path) -> _Tensors:
+    if (folder / _SINGLE).is_file():
+        return _open_file(folder / _SINGLE)
+    if not (folder / _INDEX).is_file():
+        if any(folder.glob("*.bin")):
+            raise UserError(
+                f"{folder}: its weights are pickled .bin files, which can run code when read; convert them with "
+                f"transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+        raise UserError(f"{folder}: no weights; it needs {_SINGLE}, or {_INDEX} and the files that this names")
+    files = _read_json(folder / _INDEX, "download it again").get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
+        raise UserError(f"{folder / _INDEX}: no weight_map of keys to file names; download it again")
+    tensors = {}
+    for name in sorted(set(files.values())):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: no such file, though {_INDEX} names it; download it again")
+        tensors |= _open_file(folder / name)
+    if missing := [key for key in files if key not in tensors]:
+        raise UserError(f"{folder}: {_INDEX} names tensors that are not in its files: {_some(missing)}")
+    return tensors
+
+
+def _open_file(file: pathlib.Path) -> _Tensors:
+    try:
+        opened = safetensors.safe_open(file, framework="np")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file}: truncated or damaged ({error}); download it again") from None
+    return {key: opened.get_slice(key) for key in opened.offset_keys()}
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _check_keys(folder: pathlib.Path, tensors: _Tensors, table: list[Weight], config: DecoderConfig) -> None:
+    expected = {key: weight.tensor_shape(config) for weight in table for key in weight.keys(config)}
+    if missing := expected.keys() - tensors.keys():
+        raise UserError(f"{folder}: the weights lack {_some(missing)}, which its config.json asks for")
+    family = FAMILIES[config.family]
+    unknown = {
+        k for k in tensors.keys() - expected.keys() if not any(fnmatch.fnmatchcase(k, p) for p in family.passed_over)
+    }
+    if config.tie_embeddings and family.tied_copy in unknown:
+        _check_tied(folder, family.tied_copy, tensors[family.tied_copy], tensors[family.weights[0].key])
+        unknown.remove(family.tied_copy)
+    if unknown:
+        raise UserError(f"{folder}: the weights hold {_some(unknown)}, which no part of a {config.family} model reads")
+    for key, shape in expected.items():
+        found, dtype = tuple(tensors[key].get_shape()), tensors[key].get_dtype()
+        if found != shape:
+            raise UserError(f"{folder}: {key} has shape {list(found)}; its config.json makes it {list(shape)}")
+        if dtype not in _DTYPES:
+            raise UserError(f"{folder}: {key} is of type {dtype}; supported: {', '.join(_DTYPES)}")
+
+
+def _check_tied(folder: pathlib.Path, key: str, copy: Any, embedding: Any) -> None:
+    """Some checkpoints store the output weights of tied embeddings too; they have to be the embeddings."""
+    rows = copy.get_shape()[0]
+    parts = (slice(n, min(n + _COMPARED_ROWS, rows)) for n in range(0, rows, _COMPARED_ROWS))
+    same = copy.get_shape() == embedding.get_shape() and all(np.array_equal(copy[p], embedding[p]) for p in parts)
+    if not same:
+        raise UserError(
+            f"{folder}: {key} differs from the embeddings, but config.json ties them; set tie_word_embeddings to false"
+        )
+
+
+def _read(
+    index: tuple[slice, ...],
+    *,
+    weight: Weight,
+    shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    config: DecoderConfig,
+    tensors: _Tensors,
+    where: pathlib.Path,
+) -> np.ndarray:
+    """The part `index` of a parameter of `shape`; zeros where the vocabulary is padded."""
+    bounds = [s.indices(size)[:2] for s, size in zip(index, shape, strict=True)]
+    part = np.zeros([stop - start for start, stop in bounds], dtype)
+    keys = weight.keys(config)
+    if weight.stacked:
+        (first, last), *bounds = bounds
+        keys = keys[first:last]
+    for key, into in zip(keys, part if weight.stacked else [part], strict=True):
+        tensor = _read_tensor(tensors[key], weight, config, bounds)
+        with np.errstate(over="ignore"):  # told below
+            into[tuple(map(slice, tensor.shape))] = tensor
+        if not np.isfinite(into).all():
+            raise UserError(f"{where}: {key} holds NaN or infinity; download it again, or mend the checkpoint")
+    return part
+
+
+def _read_tensor(tensor: Any, weight: Weight, config: DecoderConfig, bounds: list[tuple[int, int]]) -> np.ndarray:
+    """The stored part of a tensor that lies within `bounds` of the parameter, with the parameter's axes."""
+    by_axis = dict(zip(weight.axes, bounds, strict=True))
+    slices, sizes, axis = [], [], 0
+    for factors in weight.split(config):
+        start, stop = (min(bound, factors[0]) for bound in by_axis[axis])
+        inner = math.prod(factors[1:])  # never sharded: only whole heads are
+        slices.append(slice(start * inner, stop * inner))
+        sizes += [stop - start, *factors[1:]]
+        axis += len(factors)
+    return tensor[tuple(slices)].reshape(sizes).transpose(weight.axes)
+
+
+def export(
+    decoder: Decoder,
+    source_config: dict[str, Any],
+    folder: str | pathlib.Path,
+    dtype: jnp.dtype,
+    shard_bytes: float,
+) -> None:
+    """Writes weights and config.json that transformers loads; the inverse of `load`. The host holds one file at a time.
+
+    The folder appears only when all of it is written.
+
+    Args:
+      source_config: the parsed config.json that the decoder was made from; fields of auxiliary heads are left out.
+      dtype: of the written weights.
+      shard_bytes: largest file in bytes (a larger tensor gets a file of its own); one file if everything fits.
+
+    Raises:
+      UserError: the folder holds something already, or a weight is not finite or beyond the range of `dtype`.
+    """
+    folder, dtype = pathlib.Path(folder), jnp.dtype(dtype)
+    if decoder.config != decoder_config(source_config, "source_config"):
+        raise ValueError("source_config is not that of the decoder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; delete it, or give another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    names = [_SINGLE] if len(shards) == 1 else names
+    params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {k: _tensor(params, decoder.config, k, w, layer, dtype) for k, (w, layer) in shard.items()}
+        safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        size = sum(math.prod(w.tensor_shape(decoder.config)) for s in shards for w, _ in s.values()) * dtype.itemsize
+        files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
+    _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
+    os.replace(partial, folder)
+
+
+def _entries(config: DecoderConfig) -> Iterator[tuple[str, Weight, int | None]]:
+    """Every tensor of the checkpoint, layer by layer: its key, its row of the table, its layer."""
+    table = FAMILIES[config.family].table(config)
+    stacked = [w for w in table if w.stacked]
+    for weight in table:
+        if not weight.stacked:
+            yield weight.key, weight, None
+        elif weight is stacked[0]:
+            for layer in range(config.num_layers):
+                yield from ((w.key.format(layer=layer), w, layer) for w in stacked)
+
+
+def _plan(config: DecoderConfig, itemsize: int, shard_bytes: float) -> list[dict[str, tuple[Weight, int | None]]]:
+    """The tensors of each file."""
+    shards, size = [{}], 0
+    for key, weight, layer in _entries(config):
+        added = math.prod(weight.tensor_shape(config)) * itemsize
+        if shards[-1] and size + added > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = (weight, layer)
+        size += added
+    return shards
+
+
+def _to_host(parameter: jax.Array, layer: int | None) -> np.ndarray:
+    """One parameter, or one layer of a stacked one, whole on this host."""
+    return np.asarray(parameter if layer is None else parameter[layer])
+
+
+def _tensor(
+    params: dict[str, Any], config: DecoderConfig, key: str, weight: Weight, layer: int | None, dtype: jnp.dtype
+) -> np.ndarray:
+    parameter = _to_host(functools.reduce(dict.__getitem__, weight.path, params), layer)
+    sizes = [size for factors in weight.split(config) for size in factors]
+    split = parameter.transpose(np.argsort(weight.axes))[tuple(map(slice, sizes))]  # padded vocabulary rows go
+    with np.errstate(over="ignore"):  # told below
+        tensor = np.ascontiguousarray(split.reshape(weight.tensor_shape(config)), dtype)
+    if not np.isfinite(tensor).all():
+        raise UserError(f"export: {key} is not finite in {dtype.name}; give another --export.dtype")
+    return tensor
+
+
+def _exported_config(source: dict[str, Any], family: str, dtype: jnp.dtype) -> dict[str, Any]:
+    row = FAMILIES[family]
+    kept = {k: v for k, v in source.items() if not any(fnmatch.fnmatchcase(k, p) for p in row.auxiliary_fields)}
+    spelling = "torch_dtype" if "torch_dtype" in source else "dtype"  # transformers 4, 5
+    return kept | {"architectures": [row.architecture], spelling: dtype.name}
+
+
+def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,198 @@
+"""The mesh and every sharding rule of the project.
+
+Axes: "data" shards rows and parameters (FSDP), "model" shards heads, MLP width and vocabulary (tensor parallelism),
+"replica" (optional, across slices) shards rows and copies parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alignx_jax.config import UserError
+
+if TYPE_CHECKING:
+    from alignx_jax.models.families import DecoderConfig
+
+# By the last names of a parameter's path. A leading [L] is the stacked layers, never sharded: scan slices it.
+_PARAMETERS: dict[tuple[str, ...], P] = {
+    ("embedding",): P("model", "data"),  # [V,D]
+    ("output",): P("data", "model"),  # [D,V]
+    ("norm",): P(None),  # [D]
+    ("layers", "attention_norm"): P(None, None),  # [L,D]
+    ("layers", "query"): P(None, "data", "model", None),  # [L,D,H,h]
+    ("layers", "key"): P(None, "data", "model", None),  # [L,D,K,h]
+    ("layers", "value"): P(None, "data", "model", None),  # [L,D,K,h]
+    ("layers", "attention_output"): P(None, "model", None, "data"),  # [L,H,h,D]
+    ("layers", "query_bias"): P(None, "model", None),  # [L,H,h]
+    ("layers", "key_bias"): P(None, "model", None),  # [L,K,h]
+    ("layers", "value_bias"): P(None, "model", None),  # [L,K,h]
+    ("layers", "attention_output_bias"): P(None, None),  # [L,D]
+    ("layers", "mlp_norm"): P(None, None),  # [L,D]
+    ("layers", "gate"): P(None, "data", "model"),  # [L,D,F]
+    ("layers", "up"): P(None, "data", "model"),  # [L,D,F]
+    ("layers", "down"): P(None, "model", "data"),  # [L,F,D]
+    ("layers", "gate_bias"): P(None, "model"),  # [L,F]
+    ("layers", "up_bias"): P(None, "model"),  # [L,F]
+    ("layers", "down_bias"): P(None, None),  # [L,D]
+    # The pair classifier is small (4 MB for an 8B model): every device has all of it.
+    ("classifier", "gate"): P(None, None),
+    ("classifier", "up"): P(None, None),
+    ("classifier", "down"): P(None, None),
+}
+
+
+def _shape(spec: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", spec, flags=re.ASCII):
+        raise UserError(
+            f"--mesh={spec}: a mesh is data x model, such as 8x1, or replicas x data x model, such as 2x8x1"
+        )
+    return tuple(map(int, spec.split("x")))
+
+
+def prepare_devices(spec: str) -> None:
+    """Makes a CPU-only host simulate the devices that a mesh asks for. Call it before anything uses a device.
+
+    With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
+
+    Raises:
+      UserError: `spec` is no mesh.
+    """
+    wanted = max(math.prod(_shape(spec)), jax.config.jax_num_cpu_devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        return  # devices exist already; `make_mesh` says so if they are too few
+
+
+def make_mesh(spec: str) -> Mesh:
+    """The mesh "DxM" with axes (data, model) or "RxDxM" with axes (replica, data, model).
+
+    Raises:
+      UserError: `spec` is no mesh, or there are fewer devices than it asks for.
+    """
+    shape = _shape(spec)
+    devices, wanted = jax.devices(), math.prod(shape)
+    if len(devices) < wanted:
+        raise UserError(
+            f"--mesh={spec} asks for {wanted} devices, but there are {len(devices)} ({devices[0].device_kind}); "
+            f"give a mesh of at most {len(devices)}"
+        )
+    names = ("replica", "data", "model")[-len(shape) :]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:wanted])
+
+
+def row_axes(mesh: Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
+    """The axes that rows of a batch are sharded over."""
+    return tuple(a for a in ("replica", "data") if a in mesh.shape)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Number of groups that the rows of a batch are split into."""
+    return math.prod(mesh.shape[a] for a in row_axes(mesh))
+
+
+def batch_spec(mesh: Mesh) -> P:
+    """Of an array with leading rows [R,...]."""
+    return P(row_axes(mesh))
+
+
+def place_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """This process's rows [R/processes,...] onto its devices, as the global array [R,...]."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(mesh)), x)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Fixes the sharding of an activation: "rows", "model" or None for each dimension, None for those not given.
+
+    The mesh is the one of `jax.set_mesh`; without one (a single device) this does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*(row_axes(mesh) if a == "rows" else a for a in axes)))
+
+
+def constrain_lookup(x_RxTxD: jax.Array) -> jax.Array:
+    """Fixes the sharding of rows just read from the embedding table.
+
+    Every device first looks up its own part of D for all rows of its replica, and an all-to-all turns that into all of
+    D for its own rows: the table is never gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    replica = "replica" if "replica" in mesh.shape else None
+    return constrain(constrain(x_RxTxD, replica, None, "data"), "rows")
+
+
+def constrain_micro_batches(x: jax.Array) -> jax.Array:
+    """Fixes the sharding of [A,R,...]: the rows of every micro-batch over all devices."""
+    return constrain(x, None, "rows")
+
+
+def parameter_spec(path: tuple[str, ...]) -> P:
+    """The sharding of the parameter at `path`, names from the root, such as ("decoder", "layers", "query").
+
+    Raises:
+      KeyError: no rule for it; a parameter is never replicated by oversight.
+    """
+    for names, spec in _PARAMETERS.items():
+        if path[-len(names) :] == names:
+            return spec
+    raise KeyError(f"no sharding rule for the parameter {'/'.join(path)}")
+
+
+def parameter_shardings(params: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The NamedSharding of every leaf of a nested dictionary of parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: NamedSharding(mesh, parameter_spec(_names(path))), params)
+
+
+def constrain_parameters(params: dict[str, Any]) -> dict[str, Any]:
+    """Fixes the sharding of parameters, or of their gradients, inside a compiled function; see `constrain`."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: constrain(x, *parameter_spec(_names(path))), params)
+
+
+def _names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path)
+
+
+def check(decoder: DecoderConfig, mesh: Mesh, rows: int, accumulation: int) -> None:
+    """Whether a model, and steps of `rows` rows in `accumulation` micro-batches, can be laid out on a mesh.
+
+    Raises:
+      UserError: an axis does not divide what it shards; says which, and what would work.
+    """
+    sharded_over_model = {
+        "attention heads": decoder.num_heads,
+        "key/value heads": decoder.num_kv_heads,
+        "MLP units": decoder.intermediate_size,
+        "vocabulary rows (padded)": decoder.padded_vocab_size,
+    }
+    model, data, shards = mesh.shape["model"], mesh.shape["data"], data_shards(mesh)
+    for what, size in sharded_over_model.items():
+        if size % model:
+            common = math.gcd(*sharded_over_model.values())
+            works = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+            raise UserError(
+                f"--mesh: a model axis of {model} does not divide the model's {size} {what}; sizes that work: {works}"
+            )
+    if decoder.hidden_size % data:
+        raise UserError(
+            f"--mesh: a data axis of {data} does not divide the model's hidden size {decoder.hidden_size}; "
+            f"give one that does, such as {math.gcd(data, decoder.hidden_size)}"
+        )
+    if rows % accumulation:
+        raise UserError(
+            f"--training.rows={rows} cannot be split into --training.accumulation={accumulation} micro-batches; "
+            f"give a multiple of {accumulation} rows"
+        )
+    if rows // accumulation % shards:
+        raise UserError(
+            f"--training.rows={rows} cannot be split into {accumulation} micro-batches over the mesh's {shards} "
+            f"data shards; give a multiple of {accumulation * shards} rows"
+        )

@@ -1,0 +1,243 @@
+"""One stage from its first step to its last, continuing where an earlier start of it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+
+from alignx_jax import sharding
+from alignx_jax.batch import Batch
+from alignx_jax.config import Config, UserError
+from alignx_jax.data import pipeline
+from alignx_jax.models.families import DecoderConfig
+from alignx_jax.training import metrics, optimizer, progress, runs, state
+from alignx_jax.training import step as steps
+from alignx_jax.training.checkpoints import Checkpoints
+
+
+class Diverged(RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite, or an auxiliary loss does not reach the model."""
+
+
+def check_mesh(source: runs.Source, mesh: Mesh, rows: int, accumulation: int = 1) -> None:
+    """Refuses a mesh that does not divide the model or its rows; raises UserError."""
+    sharding.check(source.decoder_config(), mesh, rows, accumulation)
+
+
+def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
+    """Refuses what cannot work, before data is prepared and anything is compiled.
+
+    Raises:
+      UserError: the mesh does not divide the model or the batch, or a layer is not in the model.
+    """
+    check_mesh(source, mesh, config.training.rows, config.training.accumulation)
+    align_layer(config, source.decoder_config())
+    _matching_layer(config, source.decoder_config())
+
+
+def align_layer(config: Config, decoder: DecoderConfig) -> int:
+    """Layers run before the state that is aligned: half of the model's unless set (published: 16 of 32)."""
+    return _layer("contrastive", config.objective.contrastive.layer, decoder.num_layers // 2, decoder)
+
+
+def _matching_layer(config: Config, decoder: DecoderConfig) -> int:
+    return _layer("language-matching", config.objective.language_matching.layer, decoder.num_layers, decoder)
+
+
+def _layer(loss: str, layer: int | None, default: int, decoder: DecoderConfig) -> int:
+    if layer is None:
+        return default
+    if not 0 <= layer <= decoder.num_layers:
+        raise UserError(
+            f"--objective.{loss}.layer={layer}: the model has {decoder.num_layers} layers; "
+            f"give a number from 0 (embeddings) to {decoder.num_layers} (after the final norm)"
+        )
+    return layer
+
+
+def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
+    """The static settings of the step."""
+    groups = sharding.data_shards(mesh)
+    rows = config.training.rows // (groups * config.training.accumulation)
+    return steps.Recipe(
+        objective=config.objective,
+        contrastive_layer=align_layer(config, decoder),
+        matching_layer=_matching_layer(config, decoder),
+        pairs=data.pairs,
+        groups=groups,
+        group_pairs=max(data.train.most_examples(rows), data.validation.most_examples(rows)),
+        accumulation=config.training.accumulation,
+        compute_dtype=jnp.dtype(config.training.compute_dtype),
+        remat=config.training.remat,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished stage shows."""
+
+    folder: pathlib.Path
+    before: dict[str, float]
+    """Validation losses before the first step."""
+    after: dict[str, float]
+    best_step: int
+
+
+def train(
+    config: Config,
+    folder: pathlib.Path,
+    source: runs.Source,
+    data: pipeline.Data,
+    mesh: Mesh,
+    console: Console,
+    title: str,
+) -> Result:
+    """Runs a stage to its end and leaves its folder behind; started again, it continues from its last checkpoint.
+
+    Raises:
+      UserError: settings that do not fit the model, the mesh or the folder; before anything is compiled.
+      Diverged: a loss or the gradient is not finite, or an auxiliary loss is 0 or without gradient.
+    """
+    check(config, source, mesh)
+    plan = recipe(config, source.decoder_config(), data, mesh)
+    runs.claim(folder, config, source)
+    stage = _Stage(config, folder, plan, data, mesh, console)
+    try:
+        stage.start(source)
+        stage.run(title)
+        return stage.result()
+    finally:
+        stage.close()
+
+
+class _Stage:
+    """The pieces that live as long as one stage does."""
+
+    def __init__(self, config: Config, folder: pathlib.Path, plan: steps.Recipe, data, mesh: Mesh, console: Console):
+        self.config, self.folder, self.plan, self.data, self.mesh, self.console = config, folder, plan, data, mesh, console
+        self.last = data.train.steps
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
+        self.log: metrics.MetricsLog | None = None
+
+    def start(self, source: runs.Source) -> None:
+        """Restores the newest checkpoint, or loads the model to start from, validates it and saves step 0."""
+        tx = optimizer.adamw(self.config.optimizer, self.last)
+        model = self._model(source)
+        self.graph, self.state = state.create(model, tx, self.mesh)
+        static = {"graph": self.graph, "recipe": self.plan}
+        self.like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
+        )
+        self.train_step = steps.compiled_for(self.like, config=self.config.optimizer, steps=self.last, **static)
+        self.validation_sums = jax.jit(functools.partial(steps.validation_sums, **static))
+        self.first = self.checkpoints.latest or 0
+        if self.first:
+            self.state = self.checkpoints.restore(self.first, self.like)
+            self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}")
+        self.log = metrics.MetricsLog(self.folder, self.first)
+        if not metrics.read(self.folder, "validation"):
+            self.validate(0)
+
+    def _model(self, source: runs.Source) -> state.AlignX:
+        decoder = source.load(self.mesh)
+        classifier = None
+        if "language_matching" in self.plan.weights:
+            classifier = state.PairClassifier(
+                decoder.config.hidden_size,
+                self.config.objective.language_matching.width,
+                rngs=nnx.Rngs(self.config.seed),
+            )
+        return state.AlignX(decoder, classifier)
+
+    def place(self, batch: Batch) -> Batch:
+        """This process's rows onto its devices."""
+        return jax.tree.map(lambda x: sharding.place_rows(x, self.mesh), batch)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Every loss over the validation split, divided once at its end; logged."""
+        totals = None
+        for batch in self.data.validation.batches(0, jax.process_index(), jax.process_count()):
+            sums = self.validation_sums(self.state.params, self.place(batch))
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        values = {}
+        if totals is not None:
+            sums, weights = jax.device_get(totals)
+            values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
+            values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
+        self.log.write("validation", step, values)
+        return values
+
+    def run(self, title: str) -> None:
+        """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
+        batches = self.data.train.batches(self.first, jax.process_index(), jax.process_count())
+        waiting: tuple[int, dict[str, jax.Array]] | None = None
+        with progress.StageProgress(self.console, title, self.first, self.last) as bar:
+            self.bar, begin = bar, time.monotonic()
+            for step, batch in enumerate(batches, start=self.first + 1):
+                self.state, values = self.train_step(self.state, self.place(batch))
+                if waiting:
+                    self.report(*waiting)
+                waiting = step, values
+                if step == self.first + 1:
+                    self.report(*waiting)
+                    waiting = None
+                    bar.note(f"first step after {time.monotonic() - begin:.0f} s of compilation")
+                    bar.restart_clock(step)
+                validate = step % self.config.training.validate_every == 0 or step == self.last
+                if validate or step % self.config.training.save_every == 0:
+                    if waiting:
+                        self.report(*waiting)  # nothing is saved that was not looked at
+                    waiting = None
+                    self.save(step, validate)
+
+    def save(self, step: int, validate: bool) -> None:
+        loss = None
+        if validate:
+            values = self.validate(step)
+            self.bar.note(f"step {step}: validation {progress.losses(values)}")
+            loss = values.get("loss")
+        self.checkpoints.save(step, self.state, loss)
+
+    def report(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Brings a finished step's metrics to the host, looks at them, shows and logs them."""
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        self._check(step, values)
+        values["tokens_per_second"] = self.bar.step(step, values)
+        self.log.write("train", step, values)
+
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        bad = [k for k, v in values.items() if not math.isfinite(v)]
+        if bad:
+            good = self.checkpoints.latest
+            raise Diverged(
+                f"step {step}: {', '.join(bad)} not finite; examples {', '.join(self.data.train.example_ids(step - 1))}; "
+                f"last good checkpoint: {'none' if good is None else f'{self.folder}/checkpoints/{good}'}"
+            )
+        if values["pairs"] < 2:
+            return
+        for name in self.plan.weights:
+            if name != "next_token" and (values[name] == 0 or values[f"reach/{name}"] == 0):
+                raise Diverged(f"step {step}: {name} is {values[name]} and its gradient {values[f'reach/{name}']}: "
+                               "the loss does not reach the model")
+
+    def result(self) -> Result:
+        self.checkpoints.close()
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        best = checkpoints.best
+        checkpoints.close()
+        validations = {r["step"]: r for r in metrics.read(self.folder, "validation")}
+        return Result(self.folder, validations[0], validations[self.last], best)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        if self.log:
+            self.log.close()

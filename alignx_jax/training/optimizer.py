@@ -1,0 +1,40 @@
+"""AdamW with the published schedule; clipping with the published coefficient."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignx_jax.config import OptimizerConfig
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by update, counted from 0: linear from exactly 0 to the peak, then linear to 0 at `steps`.
+
+    Written out because the interpolation of `optax.linear_schedule` loses digits of a small rate to cancellation.
+    """
+    warmup = config.warmup_steps
+
+    def rate(count: jax.Array) -> jax.Array:
+        falling = jnp.maximum((steps - count) / max(steps - warmup, 1), 0.0)
+        return config.learning_rate * jnp.where(count < warmup, count / max(warmup, 1), falling)
+
+    return rate
+
+
+def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW on all parameters, norms and biases included, as published."""
+    return optax.adamw(
+        schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+
+
+def clip(gradients, norm: jax.Array, limit: float):
+    """Scales by min(1, limit / (norm + 1e-6)), the coefficient of torch's clip_grad_norm_."""
+    scale = jnp.minimum(1.0, limit / (norm + 1e-6))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)

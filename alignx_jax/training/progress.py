@@ -1,0 +1,81 @@
+"""What a person sees while a stage runs: a live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHORT = {"loss": "loss", "next_token": "next-token", "contrastive": "contrastive", "language_matching": "matching"}
+_LINES = 20  # a run prints about this many lines where there is no terminal
+
+
+def losses(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {values[key]:.3f}" for key, name in SHORT.items() if key in values)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class StageProgress:
+    """Progress of one stage's steps, from `first` to `last`."""
+
+    def __init__(self, console: Console, title: str, first: int, last: int):
+        self._console, self._title, self._first, self._last = console, title, first, last
+        self._every = max(1, (last - first) // _LINES)
+        self._tokens, self._start = 0.0, time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=last, completed=first, text="compiling")
+
+    def __enter__(self) -> StageProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def restart_clock(self, step: int) -> None:
+        """Called after the first step, so that compilation does not count as training time."""
+        self._first, self._tokens, self._start = step, 0.0, time.monotonic()
+
+    def step(self, step: int, metrics: dict[str, float]) -> float:
+        """Shows a finished step; returns tokens a second since the clock started."""
+        self._tokens += metrics["tokens"]
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        speed = self._tokens / elapsed
+        text = f"{losses(metrics)}  {speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, text=text)
+        if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
+            left = elapsed / max(step - self._first, 1) * (self._last - step)
+            self._console.print(f"{self._title} {step}/{self._last}  {text}  {duration(left)} left", highlight=False)
+        return speed
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False)
+
+
+def change_table(title: str, before: dict[str, float], after: dict[str, float]) -> Table:
+    """Validation losses before and after training, with their differences."""
+    table = Table(title=title, title_justify="left")
+    for name in ("", "before", "after", "change"):
+        table.add_column(name, justify="right" if name else "left")
+    for key, name in SHORT.items():
+        if key in before and key in after:
+            change = after[key] - before[key]
+            table.add_row(name, f"{before[key]:.4f}", f"{after[key]:.4f}", f"{change:+.4f}")
+    return table

@@ -1,0 +1,141 @@
+"""Folders of runs, and models to start from: Hugging Face folders and earlier stages alike.
+
+A stage's folder holds `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in `huggingface/` the
+model's configuration and tokenizer, so that it can be evaluated, exported or trained further by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from alignx_jax import sharding
+from alignx_jax.config import Config, UserError, from_json, to_json
+from alignx_jax.models import families, huggingface
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training.checkpoints import Checkpoints
+
+SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
+_FREE = ("stage", "run", "mesh", "evaluation", "export")  # may differ when a run continues
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model on disk."""
+
+    name: str
+    huggingface: pathlib.Path
+    """Folder with config.json and the tokenizer; with the weights too if there is no checkpoint."""
+    checkpoints: pathlib.Path | None = None
+    """A stage's checkpoints, of which the best is meant."""
+
+    def decoder_config(self) -> families.DecoderConfig:
+        return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
+
+    def load(self, mesh: Mesh, dtype=jnp.float32) -> Decoder:
+        """The decoder, sharded over `mesh`, with master weights of type `dtype`."""
+        if self.checkpoints is None:
+            return huggingface.load(self.huggingface, mesh, dtype)
+        graph, params = abstract_decoder(self.decoder_config())
+        like = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s),
+            params,
+            sharding.parameter_shardings(params, mesh),
+        )
+        checkpoints = Checkpoints(self.checkpoints)
+        try:
+            return nnx.merge(graph, checkpoints.restore_decoder(checkpoints.best, like))
+        finally:
+            checkpoints.close()
+
+
+def abstract_decoder(config: families.DecoderConfig) -> tuple[nnx.GraphDef, dict]:
+    """The module's structure, and its parameters with shapes in the place of arrays."""
+    graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return graph, nnx.to_pure_dict(variables)
+
+
+def find(path: str) -> Source:
+    """The model at `path`: `sample`, a Hugging Face folder, or a stage's folder of a run.
+
+    Raises:
+      UserError: no such folder, or neither of the two.
+    """
+    if path == "sample":
+        return Source("sample", SAMPLE_MODEL)
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
+    if (folder / "huggingface").is_dir():
+        return Source(str(folder), folder / "huggingface", _finished(folder))
+    if (folder / "config.json").is_file():
+        return Source(str(folder), folder)
+    stages = [f"{folder / s}" for s in ("stage2", "stage1") if (folder / s).is_dir()]
+    hint = f"; did you mean {' or '.join(stages)}?" if stages else " (it has no config.json)"
+    raise UserError(f"{path}: neither a Hugging Face folder nor a stage of a run{hint}")
+
+
+def _finished(folder: pathlib.Path) -> pathlib.Path:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        if checkpoints.latest is None:
+            raise UserError(f"{folder}: this stage has saved no checkpoint yet; run it first")
+    finally:
+        checkpoints.close()
+    return folder / "checkpoints"
+
+
+def claim(folder: pathlib.Path, config: Config, source: Source) -> None:
+    """Makes `folder` a stage's folder of `config`, or continues it.
+
+    Raises:
+      UserError: the folder belongs to another configuration; names each field that differs.
+    """
+    saved = folder / "config.json"
+    if saved.is_file():
+        differences = _differences(from_json(saved.read_text(encoding="utf-8"), str(saved)), config)
+        if differences:
+            raise UserError(
+                f"{folder} belongs to another configuration ({'; '.join(differences)}); "
+                "give another --run, or delete the folder"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / "huggingface").mkdir(parents=True)
+    copy_companions(source.huggingface, fresh / "huggingface")
+    (fresh / "config.json").write_text(to_json(config) + "\n", encoding="utf-8")
+    if folder.is_dir():
+        folder.rmdir()
+    fresh.rename(folder)
+
+
+def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies what a Hugging Face folder holds besides weights, tokenizer above all; files that are there stay."""
+    for file in source.iterdir():
+        wanted = file.is_file() and not file.name.startswith(".") and not file.name.endswith(_WEIGHTS)
+        if wanted and not (to / file.name).exists():
+            shutil.copyfile(file, to / file.name)
+
+
+def _differences(saved: Config, asked: Config) -> list[str]:
+    def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+        items = {}
+        for key, value in tree.items():
+            items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        return items
+
+    old, new = (
+        flat({k: v for k, v in json.loads(to_json(c)).items() if k not in _FREE}) for c in (saved, asked)
+    )
+    return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k]]

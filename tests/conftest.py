@@ -1,0 +1,22 @@
+"""Test settings: 8 simulated devices, strict rank promotion; the reference arrays and the real data where they are."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of reference arrays and real corpora: $ALIGNX_SHARED, or `shared` beside the repository."""
+    folder = pathlib.Path(os.environ.get("ALIGNX_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference arrays and corpora, which are not at {folder}; set ALIGNX_SHARED")
+    return folder

@@ -1,0 +1,97 @@
+"""Small random Llamas of transformers, one for each feature, as the oracle of the decoder."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from alignx_jax.models.decoder import Decoder
+
+torch.set_num_threads(1)  # the models are tiny, and JAX's threads want the cores
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS = {
+    "llama2": {},
+    "gqa": {"num_key_value_heads": 2},
+    "tied_head_dim": {"num_key_value_heads": 1, "tie_word_embeddings": True, "head_dim": 12},
+    "llama3_rope": {"num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE, "head_dim": 16},
+    "linear_rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "biases": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+}
+VOCABULARY = 99  # no multiple of anything: the padding is 29 rows
+
+
+def make(variant: str, dtype: torch.dtype = torch.float32) -> transformers.LlamaForCausalLM:
+    """Every weight is random, norms and biases too, and large enough that each matters."""
+    config = transformers.LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "attn_implementation": "eager",
+        }
+        | VARIANTS[variant]
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
+    return model.to(dtype)
+
+
+def save(model: transformers.LlamaForCausalLM, folder: pathlib.Path, shard: str = "5GB") -> pathlib.Path:
+    model.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def states(
+    model: transformers.LlamaForCausalLM, tokens: np.ndarray, **inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states [L+1,R,T,D] and logits [R,T,V] of transformers."""
+    tensors = {k: torch.from_numpy(v).long() for k, v in {"input_ids": tokens, **inputs}.items()}
+    with torch.no_grad():
+        out = model(**tensors, output_hidden_states=True)
+    return torch.stack(out.hidden_states).numpy(), out.logits.numpy()
+
+
+@functools.partial(jax.jit, static_argnames=("compute_dtype", "remat"))
+def our_states(
+    decoder: Decoder, tokens, positions, segments, compute_dtype=jnp.float32, remat="none"
+) -> tuple[jax.Array, jax.Array]:
+    """The same of ours: every position is a pool of its own."""
+    rows, length = tokens.shape
+    out = decoder(
+        tokens,
+        positions,
+        segments,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        pool_RxKxT=jnp.broadcast_to(jnp.eye(length)[None], (rows, length, length)),
+        pooled_layers=tuple(range(decoder.config.num_layers + 1)),
+    )
+    logits = out.hidden_RxTxD @ decoder.output_kernel.astype(out.hidden_RxTxD.dtype)
+    return out.pooled_PxRxKxD, logits[..., : decoder.config.vocab_size]
+
+
+def random_tokens(rows: int, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (rows, length), np.int32)
+
+
+def whole_rows(rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segments of rows of one example each, without padding."""
+    return np.tile(np.arange(length, dtype=np.int32), (rows, 1)), np.ones((rows, length), np.int32)

@@ -1,0 +1,214 @@
+"""The three losses against the published arrays (float64) and against dense NumPy versions of the formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignx_jax.objectives import pooling
+from alignx_jax.objectives.contrastive import contrastive
+from alignx_jax.objectives.language_matching import Classifier, language_matching
+from alignx_jax.objectives.language_matching import weight as matching_weight
+from alignx_jax.objectives.next_token import next_token
+
+CASES = {"gqa_three_languages": 2, "tied_llama3_rope": 3}
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def published(shared, case):
+    """The published forward pass of one case: inputs, states, losses and the classifier's weights."""
+    from safetensors.numpy import load_file
+
+    folder = shared / "reference" / case
+    weights = load_file(folder / "model" / "model.safetensors")
+    classifier = Classifier(
+        *(weights[f"language_matching_classifier.{k}_proj.weight"].T.astype(np.float64) for k in ("gate", "up", "down"))
+    )
+    return np.load(folder / "inputs.npz"), np.load(folder / "forward_f64.npz"), classifier
+
+
+def spans(index_BxT):
+    """One example a row: slot 1 where the published index is 1 (source) or 2 (target)."""
+    return jnp.asarray(index_BxT == 1, jnp.int32), jnp.asarray(index_BxT == 2, jnp.int32)
+
+
+def pool(span_BxT, hidden_BxTxD):
+    return jnp.einsum("bst,btd->bsd", pooling.span_means(span_BxT, 1, jnp.float64), hidden_BxTxD)[:, 0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_losses_in_float64(shared, x64, case):
+    inputs, expected, classifier = published(shared, case)
+    n = len(inputs["input_ids"])
+    source, target = spans(inputs["src_tgt_index"])
+    aligned, last = (jnp.asarray(expected["hidden_states"][layer]) for layer in (CASES[case], -1))
+    everyone = jnp.ones((1, n), bool)
+
+    a, c = pool(source, aligned), pool(target, aligned)
+    np.testing.assert_allclose(a, expected["anchor"], rtol=1e-12)
+    np.testing.assert_allclose(c, expected["contrast"], rtol=1e-12)
+    ids = jnp.arange(2 * n).reshape(2, 1, n)
+    ctr = contrastive(
+        a[None], c[None], everyone, ids[0], ids[1], temperature=0.1, form="published", scope="global", duplicates="keep"
+    )
+    np.testing.assert_allclose(ctr / n, expected["contrastive_loss"], rtol=1e-10)
+
+    e = jnp.concatenate([pool(pooling.predicting(s, jnp.ones_like(s)), last) for s in (source, target)])
+    np.testing.assert_allclose(e, expected["lam_embeddings"], rtol=1e-12)
+    languages = jnp.concatenate([inputs["src_lang"], inputs["tgt_lang"]])[None]
+    lam = language_matching(
+        e[None], languages, jnp.ones((1, 2 * n), bool), classifier, activation=jax.nn.silu, scope="global"
+    )
+    np.testing.assert_allclose(lam / (2 * n) ** 2, expected["language_matching_loss"], rtol=1e-10)
+
+    labels = inputs["labels"]  # left padding: the label mask alone says what counts
+    weights = jnp.asarray(labels != -100, jnp.float64)
+    kernel = np.linalg.lstsq(expected["hidden_states"][-1].reshape(-1, 64), expected["logits"].reshape(-1, 320))[0]
+    for chunk in (7, 32):
+        lm = next_token(
+            last, jnp.asarray(kernel), jnp.asarray(inputs["input_ids"]), weights, vocab_size=320, chunk=chunk
+        )
+        np.testing.assert_allclose(lm / weights[:, 1:].sum(), expected["lm_loss"], rtol=1e-10)
+
+
+def dense_contrastive(a, c, temperature, negative):
+    """The formula of SEMANTICS, pair by pair; `negative[j, i]`: may target i act as a negative of source j?"""
+    losses = []
+    for j in range(len(a)):
+        s = np.array([c[i] @ a[j] / np.linalg.norm(c[i]) / np.linalg.norm(a[j]) / temperature for i in range(len(c))])
+        keep = negative[j] | (np.arange(len(c)) == j)
+        losses.append(-np.log(np.exp(s[j]) / np.exp(s[keep]).sum()) / 2)
+    return sum(losses)
+
+
+def dense_matching(e, languages, classifier):
+    gate, up, down = (np.asarray(w) for w in classifier)
+    total = 0.0
+    for i in range(len(e)):
+        for j in range(len(e)):
+            pair = np.concatenate([e[i], e[j]])
+            g = pair @ gate
+            z = (g / (1 + np.exp(-g)) * (pair @ up)) @ down
+            total += np.log(np.exp(z).sum()) - z[int(languages[i] == languages[j])]
+    return total
+
+
+@pytest.fixture
+def groups():
+    """3 groups of 4 slots of which 9 hold pairs; repeated sentences on both sides."""
+    rng = np.random.default_rng(0)
+    valid = np.array([[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]], bool)
+    source = np.array([[1, 2, 9, 3], [4, 2, 5, 6], [9, 7, 8, 9]])
+    target = np.array([[11, 12, 9, 13], [14, 15, 11, 1], [9, 17, 18, 9]])
+    vectors = np.where(valid[None, :, :, None], rng.normal(size=(2, 3, 4, 5)), 0.0)
+    return vectors, valid, source, target
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("duplicates", ["mask", "keep"])
+@pytest.mark.parametrize("form", ["published", "symmetric"])
+def test_contrastive_is_the_dense_formula(x64, groups, scope, duplicates, form):
+    (a, c), valid, source, target = groups
+    sentences = [{s, t} for s, t in zip(source[valid], target[valid], strict=True)]
+    disjoint = np.array([[not (x & y) for y in sentences] for x in sentences])
+    assert (~disjoint).sum() > 9, "the fixture holds repeated sentences"
+    group = np.nonzero(valid)[0]
+    negative = np.ones_like(disjoint) if duplicates == "keep" else disjoint
+    if scope == "micro-batch":
+        negative = negative & (group[:, None] == group[None, :])
+    keep = dict(temperature=0.3, form=form, scope=scope, duplicates=duplicates)
+
+    def loss(a, c):
+        return contrastive(a, c, *map(jnp.asarray, (valid, source, target)), **keep)
+
+    def dense(a, c):
+        total = dense_contrastive(a, c, 0.3, negative)
+        return total + dense_contrastive(c, a, 0.3, negative) if form == "symmetric" else total
+
+    np.testing.assert_allclose(loss(*map(jnp.asarray, (a, c))), dense(a[valid], c[valid]), rtol=1e-12)
+    gradient = jax.grad(loss)(*map(jnp.asarray, (a, c)))
+    assert np.isfinite(gradient).all() and (gradient[~valid] == 0).all()
+    moved = a.copy()
+    moved[1, 2, 3] += 1e-6
+    slope = (dense(moved[valid], c[valid]) - dense(a[valid], c[valid])) / 1e-6
+    np.testing.assert_allclose(gradient[1, 2, 3], slope, rtol=1e-4)
+
+
+def test_one_pair_alone_costs_nothing(x64, groups):
+    (a, c), _, source, target = groups
+    one = np.zeros((3, 4), bool)
+    one[1, 2] = True
+    total = contrastive(
+        *map(jnp.asarray, (a, c, one, source, target)),
+        temperature=0.1,
+        form="published",
+        scope="global",
+        duplicates="keep",
+    )
+    assert total == 0
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("block", [2**25, 1, 200])
+def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope, block):
+    monkeypatch.setattr("alignx_jax.objectives.language_matching._BLOCK_ELEMENTS", block)
+    (e, _), valid, languages, _ = groups
+    languages = languages % 3
+    rng = np.random.default_rng(1)
+    classifier = Classifier(*(jnp.asarray(rng.normal(size=s)) for s in ((10, 6), (10, 6), (6, 2))))
+    parts = [valid] if scope == "global" else [valid & (np.arange(3)[:, None] == g) for g in range(3)]
+    expected = sum(dense_matching(e[part], languages[part], classifier) for part in parts)
+    total = language_matching(
+        *map(jnp.asarray, (e, languages, valid)), classifier, activation=jax.nn.silu, scope=scope
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    assert matching_weight(jnp.asarray(valid), scope) == sum(part.sum() ** 2 for part in parts)
+
+
+def test_next_token_weights_decide_and_padded_columns_get_nothing(x64):
+    rng = np.random.default_rng(2)
+    hidden, kernel = rng.normal(size=(2, 11, 6)), rng.normal(size=(6, 16))
+    tokens, weights = rng.integers(0, 13, (2, 11)), rng.uniform(size=(2, 11))
+    kernel[:, 13:] = 50.0
+    logits = hidden[:, :-1] @ kernel[:, :13]
+    picked = np.take_along_axis(logits, tokens[:, 1:, None], axis=2)[..., 0]
+    expected = ((np.log(np.exp(logits).sum(axis=2)) - picked) * weights[:, 1:]).sum()
+
+    def loss(kernel, chunk):
+        return next_token(*map(jnp.asarray, (hidden, kernel, tokens, weights)), vocab_size=13, chunk=chunk)
+
+    for chunk in (1, 4, 11, 100):
+        np.testing.assert_allclose(loss(kernel, chunk), expected, rtol=1e-12)
+        gradient = jax.grad(loss)(jnp.asarray(kernel), chunk)
+        assert (gradient[:, 13:] == 0).all() and np.isfinite(gradient).all()
+
+
+def test_no_array_of_all_logits_exists():
+    hidden, kernel = jnp.ones((4, 64, 8), jnp.bfloat16), jnp.ones((8, 512))
+    tokens, weights = jnp.ones((4, 64), jnp.int32), jnp.ones((4, 64))
+
+    def loss(hidden, kernel):
+        return next_token(hidden, kernel, tokens, weights, vocab_size=512, chunk=8)
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).as_text()
+    assert "tensor<4x8x512xf32>" in text, "one chunk of logits, in float32"
+    assert "4x64x512x" not in text and "8x4x8x512x" not in text, "all logits, also as a stack of chunks"
+
+
+def test_compaction_keeps_every_valid_slot_and_its_group():
+    valid = jnp.asarray(np.random.default_rng(3).uniform(size=(4, 20)) < 0.3)
+    fullest = int(valid.sum(axis=1).max())
+    index = pooling.compact(valid, fullest)
+    for g in range(4):
+        kept = [int(i) for i in index[g] if valid[g, i]]
+        assert kept == [int(i) for i in np.nonzero(valid[g])[0]]
+
+
+def test_a_span_at_the_start_of_its_segment_takes_nothing_from_the_segment_before():
+    span, segments = jnp.asarray([[0, 1, 1, 2, 2, 0]]), jnp.asarray([[1, 1, 1, 2, 2, 0]])
+    assert pooling.predicting(span, segments).tolist() == [[1, 1, 0, 2, 0, 0]]

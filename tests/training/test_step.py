@@ -1,0 +1,272 @@
+"""The step against the published losses, gradients and optimizer runs; and against itself on other meshes."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tests.training.published import batch, model, named, recipe, stack
+
+from alignx_jax import sharding
+from alignx_jax.config import ContrastiveConfig, LanguageMatchingConfig, ObjectiveConfig, OptimizerConfig
+from alignx_jax.training import optimizer, state, step
+
+CASES = {"gqa_three_languages": 2, "tied_llama3_rope": 3}
+LOSSES = {"loss": "loss", "next_token": "lm_loss", "contrastive": "contrastive_loss"}
+LOSSES |= {"language_matching": "language_matching_loss"}
+TOLERANCE = {jnp.float32: 1e-5, jnp.float64: 1e-10}
+
+
+@pytest.fixture(params=[jnp.float32, jnp.float64], ids=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == jnp.float64):
+        yield request.param
+
+
+@pytest.fixture
+def mesh():
+    mesh = sharding.make_mesh("1x1")
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def gradients(m, rows, plan):
+    return jax.jit(functools.partial(step.gradients, graph=m.graph, recipe=plan))(m.params, rows)
+
+
+def relative(got, expected) -> float:
+    """Norm of the difference over the norm."""
+    return float(np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_losses_and_gradients(shared, mesh, dtype, case):
+    folder = shared / "reference" / case
+    expected = np.load(folder / "masked_bos_f64.npz")
+    m = model(folder / "model", mesh, dtype)
+    got, metrics = gradients(m, batch(np.load(folder / "inputs.npz")), recipe(CASES[case], 4, dtype))
+    for ours, theirs in LOSSES.items():
+        np.testing.assert_allclose(metrics[ours], expected[theirs], rtol=TOLERANCE[dtype])
+    grads = named(got, 320)
+    assert set(grads) == {k.removeprefix("grad/") for k in expected if k.startswith("grad/")}
+    for name, gradient in grads.items():
+        assert relative(gradient, expected[f"grad/{name}"]) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("case", ["filter_2_of_6", "filter_to_1", "target_of_2_tokens", "labels_response_only", "same_langs"])
+def test_published_edge_cases(shared, mesh, dtype, case):
+    folder = shared / "reference" / "gqa_three_languages"
+    expected = json.loads((folder / "edge_cases.json").read_text())[case]["f64"]
+    inputs = np.load(folder / "edge_cases.npz")
+    labels = inputs[f"{case}/labels"]  # as published: BOS is predicted from the last position of the padding
+    m = model(folder / "model", mesh, dtype)
+    _, metrics = gradients(m, batch(inputs, f"{case}/", labels), recipe(2, 4, dtype))
+    pairs = ("contrastive", "language_matching")
+    for ours in pairs:
+        np.testing.assert_allclose(metrics[ours], expected[LOSSES[ours]], rtol=10 * TOLERANCE[dtype], atol=1e-7)
+
+
+@pytest.mark.parametrize("run", ["train_five_steps", "train_five_steps_with_decay"])
+def test_published_optimizer_steps(shared, mesh, dtype, run):
+    folder = shared / "reference" / run
+    inputs = np.load(folder / "inputs.npz")
+    expected = np.load(folder / ("f64.npz" if dtype == jnp.float64 else "f32.npz"))
+    settings, steps = {
+        "train_five_steps": (OptimizerConfig(learning_rate=1e-2, warmup_steps=100), 1000),
+        "train_five_steps_with_decay": (OptimizerConfig(learning_rate=1e-3, warmup_steps=2), 5),
+    }[run]
+    m = model(folder / "model", mesh, dtype)
+    plan = recipe(m.align_layer, 4, dtype, accumulation=2, group_pairs=4)
+    tx = optimizer.adamw(settings, steps)
+    now = state.TrainState(step=jnp.zeros((), jnp.int32), params=m.params, optimizer=tx.init(m.params))
+    update = jax.jit(functools.partial(step.train_step, graph=m.graph, recipe=plan, config=settings, steps=steps))
+    for k in range(5):
+        rows = stack(*(batch(inputs, f"micro{2 * k + i}/", equal_weight=4) for i in range(2)))
+        now, metrics = update(now, rows)
+        np.testing.assert_allclose(metrics["loss"], expected["micro_loss"][2 * k : 2 * k + 2].mean(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["gradient_norm"], expected["grad_norm"][k], rtol=1e-5)
+        np.testing.assert_allclose(metrics["learning_rate"], expected["lr"][k], rtol=1e-6, atol=1e-12)
+    for name, final in named(now.params, 320).items():
+        assert relative(final, expected[f"final/{name}"]) < 1e-5, name
+
+
+def test_published_schedule(shared):
+    expected = np.load(shared / "reference" / "learning_rates_warmup100_total260_lr2e-6.npz")["lr"]
+    rate = optimizer.schedule(OptimizerConfig(learning_rate=2e-6, warmup_steps=100), 260)
+    np.testing.assert_allclose([rate(k) for k in range(260)], expected, rtol=1e-6, atol=1e-13)
+
+
+def test_published_clipping_coefficient():
+    import torch
+
+    gradient = np.random.default_rng(0).normal(size=(7,)).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.zeros(7))
+    theirs.grad = torch.tensor(gradient)
+    torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+    ours = optimizer.clip({"w": jnp.asarray(gradient)}, optax.tree.norm({"w": gradient}), 0.5)
+    np.testing.assert_allclose(ours["w"], theirs.grad, rtol=1e-6)
+
+
+def random_rows(rng, rows=8, length=24, slots=3, vocabulary=320) -> step.Batch:
+    """Packed rows of up to three examples each: BOS, source, target, EOS."""
+    arrays = {
+        name: np.zeros((rows, length), np.int32)
+        for name in ("tokens", "positions", "segments", "source_span", "target_span")
+    }
+    weights = np.zeros((rows, length), np.float32)
+    valid = np.zeros((rows, slots), bool)
+    for r in range(rows):
+        start = 0
+        for slot in range(1, rng.integers(1, slots + 1) + 1):
+            end = start + int(rng.integers(6, 9))
+            arrays["tokens"][r, start:end] = rng.integers(3, vocabulary, end - start)
+            arrays["positions"][r, start:end] = np.arange(end - start)
+            arrays["segments"][r, start:end] = slot
+            arrays["source_span"][r, start + 1 : start + 3] = slot
+            arrays["target_span"][r, start + 3 : end - 1] = slot
+            weights[r, start + 1 : end] = 1
+            valid[r, slot - 1] = True
+            start = end
+    ids = rng.integers(0, 40, (2, rows, slots)).astype(np.int32)
+    languages = rng.integers(0, 3, (2, rows, slots)).astype(np.int32)
+    return step.Batch(
+        **arrays,
+        loss_weights=weights,
+        source_language=languages[0],
+        target_language=languages[1],
+        source_hash=ids[0],
+        target_hash=ids[1],
+        valid=valid,
+    )
+
+
+def three_steps(folder, spec: str, rows, **changes):
+    """Parameters and metrics after three steps on a mesh, from the reference weights."""
+    mesh = sharding.make_mesh(spec)
+    with jax.set_mesh(mesh):
+        m = model(folder / "model", mesh, jnp.float32)
+        groups = sharding.data_shards(mesh)
+        accumulation = changes.pop("accumulation", 1)
+        changes = {"group_pairs": 24 // groups, "groups": groups, "accumulation": accumulation} | changes
+        plan = recipe(2, 4, jnp.float32, **changes)
+        settings = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
+        graph, now = state.create(nnx.merge(m.graph, m.params), optimizer.adamw(settings, 10), mesh)
+        update = step.compiled_for(now, graph=graph, recipe=plan, config=settings, steps=10)
+        for _ in range(3):
+            placed = jax.tree.map(lambda x: sharding.place_rows(np.asarray(x), mesh), rows)
+            now, metrics = update(now, placed)
+        return jax.device_get(now.params), jax.device_get(metrics)
+
+
+def agree(one, other, tolerance):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def folder(shared):
+    return shared / "reference" / "gqa_three_languages"
+
+
+@pytest.fixture
+def packed_rows():
+    return random_rows(np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2"])
+def test_every_mesh_computes_the_same_steps(folder, packed_rows, spec):
+    agree(three_steps(folder, "1x1", packed_rows), three_steps(folder, spec, packed_rows), 2e-5)
+
+
+def test_accumulation_is_one_big_batch(folder, packed_rows):
+    """With negatives from one's own micro-batch the groups are the same: 2 devices, or 2 micro-batches."""
+    objective = ObjectiveConfig(negatives="micro-batch")
+    at_once = three_steps(folder, "2x1", packed_rows, objective=objective)
+    in_turn = three_steps(folder, "1x1", packed_rows, objective=objective, accumulation=2, group_pairs=12)
+    agree(at_once, in_turn, 2e-5)
+
+
+def test_accumulation_of_the_next_token_loss_alone(folder, packed_rows):
+    off = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0))
+    whole, split = (three_steps(folder, "2x1", packed_rows, objective=off, accumulation=a) for a in (1, 4))
+    agree(whole, split, 2e-5)
+
+
+def test_packed_is_unpacked(folder, mesh, packed_rows):
+    """The same examples one a row: the same losses and gradients."""
+    m = model(folder / "model", mesh, jnp.float32)
+    alone = []
+    for r, s in zip(*np.nonzero(packed_rows.valid), strict=True):
+        where = np.nonzero(packed_rows.segments[r] == s + 1)[0]
+
+        def cut(x, where=where, r=r):
+            out = np.zeros((1, x.shape[1]), x.dtype)
+            out[0, : len(where)] = x[r, where]
+            return out
+
+        one = {f.name: getattr(packed_rows, f.name) for f in dataclasses.fields(packed_rows)}
+        one = {k: cut(v) if v.shape[1] == 24 else v[r : r + 1, s : s + 1] for k, v in one.items()}
+        for k in ("segments", "source_span", "target_span"):
+            one[k] = (one[k] > 0).astype(np.int32)
+        alone.append(step.Batch(**one))
+    plan = recipe(2, 4, jnp.float32, group_pairs=24, objective=ObjectiveConfig())
+    assert len(alone) > len(packed_rows.valid)
+    agree(gradients(m, packed_rows, plan), gradients(m, stack(*alone), plan), 1e-5)
+
+
+def test_auxiliary_losses_reach_the_layers_they_should_and_no_others(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+
+    def reached(name):
+        def loss(params):
+            sums = step.loss_sums(nnx.merge(m.graph, params), rows, probe, plan)
+            return sums[name]
+
+        plan = recipe(2, 4, jnp.float32, group_pairs=24)
+        rows = jax.tree.map(jnp.asarray, packed_rows)
+        probe = jnp.zeros((2, 8, 12, 64))
+        return jax.jit(jax.grad(loss))(m.params)
+
+    contrastive, matching = reached("contrastive"), reached("language_matching")
+    for name, gradient in contrastive["decoder"]["layers"].items():
+        assert np.abs(gradient[:2]).sum(axis=tuple(range(1, gradient.ndim))).all(), f"{name} of the layers below"
+        assert not np.abs(gradient[2:]).any(), f"{name} of the layers above"
+    for name in ("norm", "output"):
+        assert not np.abs(contrastive["decoder"][name]).any(), name
+        assert np.abs(matching["decoder"][name]).any() == (name == "norm"), name
+    assert not any(np.abs(g).any() for g in jax.tree.leaves(contrastive["classifier"]))
+    assert all(np.abs(g).any() for g in jax.tree.leaves(matching["classifier"]))
+    assert np.abs(contrastive["decoder"]["embedding"]).any() and np.abs(matching["decoder"]["embedding"]).any()
+    for name, gradient in matching["decoder"]["layers"].items():
+        assert np.abs(gradient).sum(axis=tuple(range(1, gradient.ndim))).all(), name
+
+
+def test_reach_is_the_gradient_at_the_pooled_states(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+    plan = recipe(2, 4, jnp.float32, group_pairs=24)
+    _, metrics = gradients(m, packed_rows, plan)
+    assert metrics["reach/contrastive"] > 0 and metrics["reach/language_matching"] > 0
+    alone = packed_rows.valid & (np.arange(24).reshape(8, 3) == np.flatnonzero(packed_rows.valid)[0])
+    _, metrics = gradients(m, dataclasses.replace(packed_rows, valid=alone), plan)
+    assert metrics["contrastive"] == 0 and metrics["reach/contrastive"] == 0, "one pair has no negatives"
+
+
+def test_rows_without_pairs_and_empty_batches_are_harmless(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+    nothing = jax.tree.map(np.zeros_like, packed_rows)
+    grads, metrics = gradients(m, nothing, recipe(2, 4, jnp.float32))
+    assert all(v == 0 for v in metrics.values()), metrics
+    assert not any(np.abs(g).any() for g in jax.tree.leaves(grads))
+
+
+def test_stage_2_is_the_same_step_with_the_next_token_loss_alone(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+    _, with_pairs = gradients(m, packed_rows, recipe(2, 4, jnp.float32, group_pairs=24))
+    _, without = gradients(m, packed_rows, recipe(2, 4, jnp.float32, pairs=False))
+    assert set(without) == {"loss", "next_token", "tokens", "pairs"}
+    np.testing.assert_allclose(without["loss"], with_pairs["next_token"], rtol=1e-6)
