@@ -60,7 +60,7 @@ class Session:
         return dataclasses.replace(found, name=STAGES.get(name, found.name)) if found.checkpoints else found
 
     def line(self, what: str, text: str) -> None:
-        self.console.print(f"[bold]{what:<9}[/bold] {text}", highlight=False)
+        self.console.print(f"[bold]{what:<9}[/bold] {text}", highlight=False, soft_wrap=True)
 
     def show_source(self, source: runs.Source) -> None:
         decoder = source.decoder_config()
@@ -131,7 +131,7 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
         session.console,
         STAGES[folder],
     )
-    if result.after:
+    if "loss" in result.after:
         session.console.print(progress.change_table(f"{STAGES[folder]}: validation", result.before, result.after))
     session.line("results", f"{result.folder} (best checkpoint: step {result.best_step})")
     return result
@@ -217,7 +217,8 @@ def export(session: Session) -> None:
     session.console.rule("export", align="left")
     session.show_source(source)
     settings = huggingface.read_config(source.huggingface)
-    dtype = settings.get("dtype", settings.get("torch_dtype", "float32")) if options.dtype == "original" else options.dtype
+    original = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    dtype = original if options.dtype == "original" else options.dtype
     huggingface.export(source.load(session.mesh), settings, folder, jnp.dtype(dtype), options.shard_gb * 1e9)
     runs.copy_companions(source.huggingface, folder)
     session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
@@ -236,7 +237,8 @@ def everything(session: Session) -> None:
     )
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
     train(session, "2", "stage2", str(session.run / "stage1"))
-    export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
+    if not (session.run / "export").exists():  # a restart may find it done
+        export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
 
 

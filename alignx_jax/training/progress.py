@@ -62,11 +62,11 @@ class StageProgress:
         self._bar.update(self._task, completed=step, text=text)
         if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
             left = elapsed / max(step - self._first, 1) * (self._last - step)
-            self._console.print(f"{self._title} {step}/{self._last}  {text}  {duration(left)} left", highlight=False)
+            self.note(f"{self._title} {step}/{self._last}  {text}  {duration(left)} left")
         return speed
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def change_table(title: str, before: dict[str, float], after: dict[str, float]) -> Table:

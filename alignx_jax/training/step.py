@@ -184,6 +184,7 @@ def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe)
         )
         halves = dict(zip(LOSSES[1:], jnp.split(of_probe, 2, axis=2), strict=True))
         reach = {f"reach/{k}": jnp.sum(halves[k] ** 2) for k in means if k in halves}
+        of_params = sharding.constrain_parameters(of_params)  # left free, they are replicated over `data`
         return jax.tree.map(jnp.add, total, (of_params, {"loss": value, **means, **reach})), None
 
     high = jnp.promote_types(recipe.compute_dtype, jnp.float32)

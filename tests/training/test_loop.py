@@ -1,0 +1,150 @@
+"""A whole stage: what it leaves behind, and that a killed run ends where an undisturbed one ends."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from alignx_jax import sharding
+from alignx_jax.models import families, huggingface
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training import metrics, runs
+from alignx_jax.training.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> pathlib.Path:
+    """A random Llama with the sample's tokenizer, in a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    sample = runs.find("sample").huggingface
+    settings = huggingface.read_config(sample)
+    settings |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
+    decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
+    huggingface.export(decoder, settings, folder, jnp.float32, 1e9)
+    runs.copy_companions(sample, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(tiny, cache):
+    """The program on a corpus of a few lines, 24 steps on two devices."""
+    pairs = cache / "few.jsonl"
+    languages = [("de", "Der Hund schläft", "The dog sleeps"), ("fr", "Le chat mange", "The cat eats")]
+    with pairs.open("w", encoding="utf-8") as file:
+        for n in range(120):
+            code, theirs, english = languages[n % 2]
+            record = {"src_lang": code, "tgt_lang": "en", "src": f"{theirs} {n}.", "tgt": f"{english} {n}."}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def make(run: pathlib.Path, **flags) -> list[str]:
+        settings = {
+            "stage": 1,
+            "mesh": "2x1",
+            "model": tiny,
+            "run": run,
+            "data.parallel": pairs,
+            "data.cache": cache,
+            "data.validation": 8,
+            "training.rows": 4,
+            "training.steps": 24,
+            "training.save-every": 4,
+            "training.validate-every": 8,
+            "training.keep": 1,
+        }
+        settings |= {k.replace("__", "."): v for k, v in flags.items()}
+        return [sys.executable, str(ROOT / "run.py"), *(f"--{k}={v}" for k, v in settings.items())]
+
+    return make
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
+    """Every array of a checkpoint's decoder."""
+    mesh = sharding.make_mesh("1x1")
+    graph, params = runs.abstract_decoder(runs.find(str(folder)).decoder_config())
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        params,
+        sharding.parameter_shardings(params, mesh),
+    )
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        return jax.tree.leaves(jax.device_get(checkpoints.restore_decoder(step, like)))
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    """The metrics but for times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_ends(tmp_path, command):
+    finish(command(tmp_path / "whole"))
+    killed = 0
+    for least in (2, 11, 17):  # steps after which the process is killed
+        process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        log = tmp_path / "killed" / "stage1" / "metrics.jsonl"
+        while process.poll() is None:
+            if log.exists() and len(log.read_text().splitlines()) > least:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.005)
+        process.communicate()
+    out = finish(command(tmp_path / "killed"))
+    assert killed == 3 and "continuing" in out
+    whole, again = tmp_path / "whole" / "stage1", tmp_path / "killed" / "stage1"
+    assert records(whole) == records(again)
+    for a, b in zip(parameters(whole, 24), parameters(again, 24), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
+    answers = cache / "answers.json"
+    answers.write_text(json.dumps([{"instruction": f"Say {n}.", "output": f"I say {n} times."} for n in range(60)]))
+    run = tmp_path / "run"
+    out = finish(command(run))
+    assert "next-token" in out and "contrastive" in out and "tokens/s" in out and str(run / "stage1") in out
+    finish(command(run, stage=2, data__instructions=answers, model="None"))
+    for stage in ("stage1", "stage2"):
+        folder = run / stage
+        steps = [r["step"] for r in metrics.read(folder, "train")]
+        assert steps == list(range(1, 25)), "no gap, no step twice"
+        assert [r["step"] for r in metrics.read(folder, "validation")] == [0, 8, 16, 24]
+        assert list((folder / "tensorboard").glob("events.*"))
+        assert runs.find(str(folder)).checkpoints
+    first, last = (metrics.read(run / "stage1", "validation")[n] for n in (0, -1))
+    assert last["loss"] < first["loss"]
+    assert {"next_token", "contrastive", "language_matching"} <= set(first)
+    assert set(metrics.read(run / "stage2", "train")[0]) & {"contrastive", "language_matching"} == set()
+    finish(command(run, stage="export", model="None"))
+    finish(command(run, stage="export", model=run / "stage1", export__to=run / "first"))
+    import torch
+    import transformers
+
+    exported = transformers.AutoModelForCausalLM.from_pretrained(run / "first", dtype=torch.float32)
+    (trained,) = [a for a in parameters(run / "stage1", 24) if a.shape == (32,)]
+    np.testing.assert_array_equal(exported.model.norm.weight.detach().numpy(), trained)
