@@ -43,7 +43,7 @@ class DataConfig:
     directions: Literal["both", "forward", "backward"] = "both"
     """Translation directions made of each pair: as the file gives it (forward), turned round (backward), or both."""
     template: str = "alpaca"
-    """Prompt template: a JSON file (see docs/data.md), or `alpaca`."""
+    """Prompt template: a JSON file (see docs/data.md), `alpaca` (published), or `sample` (a few tokens long)."""
     cutoff: int = 512
     """Longest example, in tokens with BOS and EOS."""
     overlong: Literal["drop", "truncate"] = "drop"
@@ -58,6 +58,8 @@ class DataConfig:
     """Most examples packed into one row."""
     validation: int = 2000
     """Pairs held out for validation, in total over the sources, at most a tenth; in stage 2 as many instructions too."""
+    limit: int | None = None
+    """Most records used of each source, spread evenly over it; unset: all."""
     on_error: Literal["stop", "skip"] = "stop"
     """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
     cache: str = "~/.cache/alignx_jax"
@@ -121,8 +123,11 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up; the first update has learning rate 0."""
     beta1: float = 0.9
+    """Decay of the gradient's running mean."""
     beta2: float = 0.999
+    """Decay of the squared gradient's running mean."""
     epsilon: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay, on all parameters as published."""
     clip_norm: float = 1.0

@@ -13,5 +13,7 @@ config = Config(
     run="runs/sample",
     data=DataConfig(cutoff=128, row_length=256, validation=200),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
-    training=TrainingConfig(rows=32, steps=100, compute_dtype="float32", remat="none", validate_every=50, save_every=50),
+    training=TrainingConfig(
+        rows=32, steps=100, compute_dtype="float32", remat="none", validate_every=50, save_every=50
+    ),
 )

@@ -88,7 +88,7 @@ def encode(
     Raises:
       UserError: every example was dropped.
     """
-    settings = {"cutoff": config.cutoff, "overlong": config.overlong}
+    settings = {"cutoff": config.cutoff, "overlong": config.overlong, "limit": config.limit}
     if corpus.kind == "parallel":
         settings |= {"min_target_tokens": config.min_target_tokens, "directions": config.directions}
     key = cache.fingerprint(
@@ -143,9 +143,11 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
     marking = {"cutoff": config.cutoff, "overlong": config.overlong}
     marking["min_target_tokens"] = config.min_target_tokens if corpus.kind == "parallel" else None
     dropped, codes, index, position = Counter(), {}, [], 0
+    count = min(len(corpus), config.limit or len(corpus))
+    used = np.arange(count) * len(corpus) // count
     with open(folder / "tokens.int32", "wb") as file:
-        for first in range(0, len(corpus), _BATCH):
-            items = list(_items(corpus, template, config.directions, range(first, min(first + _BATCH, len(corpus)))))
+        for first in range(0, count, _BATCH):
+            items = list(_items(corpus, template, config.directions, used[first : first + _BATCH]))
             encodings = tokenizer.encode_batch([item.prompt.text for item in items])
             rows = []
             for item, encoding in zip(items, encodings, strict=True):
@@ -157,7 +159,7 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
                 rows.append(_row(item, example, position, codes))
                 position += len(example.tokens)
             index.append(np.array(rows, INDEX))
-            progress(corpus.source, min(first + _BATCH, len(corpus)), len(corpus))
+            progress(corpus.source, min(first + _BATCH, count), count)
     index = np.concatenate(index)
     if not len(index):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
@@ -179,8 +181,8 @@ def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) ->
     return (*start, *example.source, *example.target, *languages, text_hash(item.source), text_hash(item.target))
 
 
-def _items(corpus: Corpus, template: Template, directions: str, indices: range) -> Iterator[_Item]:
-    for number, record in zip(indices, corpus.records(indices), strict=True):
+def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndarray) -> Iterator[_Item]:
+    for number, record in zip(indices.tolist(), corpus.records(indices), strict=True):
         if corpus.kind == "instructions":
             texts = (record["instruction"], record["input"], record["output"])
             yield _Item(number, _record_hash(texts), template.render(*texts))

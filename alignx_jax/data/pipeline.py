@@ -331,6 +331,7 @@ def _check(config: Config) -> None:
         ("data.examples-per-row", data.examples_per_row, 1),
         ("data.min-target-tokens", data.min_target_tokens, 1),
         ("data.validation", data.validation, 0),
+        ("data.limit", 1 if data.limit is None else data.limit, 1),
         ("training.rows", config.training.rows, 1),
         ("training.steps", 1 if config.training.steps is None else config.training.steps, 1),
     ):

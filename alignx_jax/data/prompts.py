@@ -10,6 +10,8 @@ import re
 from alignx_jax.config import UserError
 from alignx_jax.data.languages import language_name
 
+_HERE = pathlib.Path(__file__).resolve().parent
+_PACKAGED = {"alpaca": _HERE / "alpaca.json", "sample": _HERE.parent / "sample" / "data" / "template.json"}
 _FIELD = re.compile(r"\{([^{}\s]*)\}")
 _FIELDS = {
     "prompt_input": {"instruction", "input"},
@@ -71,17 +73,17 @@ def _fill(template: str, values: dict[str, str]) -> tuple[str, dict[str, int]]:
 
 
 def load(template: str) -> Template:
-    """The template `alpaca`, or one from a JSON file.
+    """A packaged template, `alpaca` or `sample`, or one from a JSON file.
 
     Raises:
       UserError: no such file, not JSON, a text missing, an unknown field, or a needed field missing or used twice.
     """
-    path = pathlib.Path(__file__).with_name("alpaca.json") if template == "alpaca" else pathlib.Path(template)
+    path = _PACKAGED.get(template, pathlib.Path(template))
     where = f"template {template}"
     try:
         texts = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"{where}: no such file; give a JSON file, or 'alpaca'") from None
+        raise UserError(f"{where}: no such file; give a JSON file, 'alpaca' or 'sample'") from None
     except ValueError as error:
         raise UserError(f"{where}: not JSON in UTF-8: {error}") from None
     if not isinstance(texts, dict):

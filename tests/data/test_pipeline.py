@@ -214,6 +214,13 @@ def test_directions(folder, tiny_tokenizer, directions, pair):
     assert _pairs(data.train.batches()) == Counter((text[pair[0]], text[pair[1]]) for text in texts)
 
 
+def test_a_limit_spreads_over_each_source(folder, tiny_tokenizer):
+    config = _config(folder, epochs=1.0, directions="forward", validation=0, limit=30)
+    data = pipeline.build(config, "1", tiny_tokenizer)
+    numbers = [*range(0, 150, 5), *range(140, 230, 3)]
+    assert _pairs(data.train.batches()) == Counter(tuple(map(text_hash, _pair(n)[1:])) for n in numbers)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_stage_two_mixes_by_share_and_has_no_spans(folder, tiny_tokenizer, share):
     config = _config(folder, epochs=1.0, validation=6, translation_share=share, loss_on="response")

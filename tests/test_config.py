@@ -1,0 +1,181 @@
+"""Configurations: files of configs/, JSON, what a run saved, the published defaults, and the help text."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import pytest
+
+import run
+from alignx_jax import config as configs
+from alignx_jax.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    ExportConfig,
+    LanguageMatchingConfig,
+    ObjectiveConfig,
+    UserError,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+# SEMANTICS of the published code, and the settings that the paper states.
+PUBLISHED = {
+    "data.cutoff": 512,
+    "data.min_target_tokens": 3,
+    "data.loss_on": "sequence",
+    "data.template": "alpaca",
+    "data.validation": 2000,
+    "objective.contrastive.weight": 0.3,
+    "objective.contrastive.temperature": 0.1,
+    "objective.contrastive.form": "published",
+    "objective.contrastive.layer": None,  # half of the layers: 16 of 32
+    "objective.language_matching.weight": 0.4,
+    "objective.language_matching.width": 128,
+    "objective.language_matching.layer": None,  # the last hidden state, after the final norm
+    "optimizer.learning_rate": 2e-6,
+    "optimizer.warmup_steps": 100,
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.epsilon": 1e-8,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.clip_norm": 1.0,
+    "training.epochs": 2.0,
+    "training.steps": None,
+    "training.validate_every": 200,
+}
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Every field by its dotted name."""
+    found = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+FIELDS = flat(dataclasses.asdict(Config()))
+
+
+@pytest.fixture
+def changed() -> Config:
+    """Every kind of value away from its default: text, None, tuples, choices, numbers, nested."""
+    return Config(
+        stage="2",
+        mesh="2x4x1",
+        model="somewhere",
+        seed=7,
+        data=DataConfig(parallel=("a.tsv", "b"), parallel_weights=(0.5, 2.0), overlong="truncate"),
+        objective=ObjectiveConfig(
+            contrastive=ContrastiveConfig(weight=0.0, layer=3, form="symmetric"),
+            language_matching=LanguageMatchingConfig(width=8),
+            negatives="micro-batch",
+        ),
+        export=ExportConfig(to="out", shard_gb=0.1),
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_of_configs_loads_is_valid_and_says_how_to_run_it(file):
+    config = configs.load(str(file))
+    # Dataclasses check no types: what the file gives has to pass the checks that a saved configuration passes.
+    assert configs.from_json(configs.to_json(config), file.name) == config
+    text = file.read_text(encoding="utf-8")
+    assert "    python run.py " in text
+    for name in {"sample", "llama2_7b_opus100", "llama3_8b_opus100"} - {file.stem}:
+        assert config.run != configs.load(str(ROOT / "configs" / f"{name}.py")).run, "a run's folder belongs to one"
+
+
+def test_the_large_configurations_keep_the_published_settings():
+    for name in ("llama2_7b_opus100", "llama3_8b_opus100"):
+        found = flat(dataclasses.asdict(configs.load(str(ROOT / "configs" / f"{name}.py"))))
+        assert {key: found[key] for key in PUBLISHED} == PUBLISHED
+        assert found["training.compute_dtype"] == "bfloat16"
+
+
+def test_the_defaults_are_the_published_settings():
+    assert {key: FIELDS[key] for key in PUBLISHED} == PUBLISHED
+
+
+def test_json_round_trip(changed):
+    assert configs.from_json(configs.to_json(changed), "here") == changed
+    assert configs.from_json(configs.to_json(Config()), "here") == Config()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("training", "rowz"), 8, "training.rowz"),
+        (("training", "rows"), "many", "training.rows"),
+        (("training", "rows"), 1.5, "training.rows"),
+        (("objective", "contrastive", "form"), "other", "objective.contrastive.form"),
+        (("data", "parallel"), "sample", "data.parallel"),
+        (("model",), 3, "model"),
+        (("stage",), "3", "stage"),
+        (("colour",), "red", "colour"),
+    ],
+)
+def test_a_bad_field_of_a_saved_configuration_is_named(tmp_path, path, value, field):
+    tree = json.loads(configs.to_json(Config()))
+    inner = tree
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError) as error:
+        configs.load(str(file))
+    assert str(error.value).startswith(f"{file}: {field}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("half.json", '{"stage": "1", ', "half.json"),
+        ("none.py", "x = 1\n", "has to set `config = Config(...)`"),
+        ("other.txt", "", "a .py or .json file"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
+        configs.load(str(tmp_path / name))
+    assert says in str(error.value)
+
+
+def test_a_folder_without_a_configuration(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        configs.load(str(tmp_path))
+
+
+def test_the_folder_of_a_run_gives_back_what_was_saved(tmp_path, changed):
+    (tmp_path / "config.json").write_text(configs.to_json(changed) + "\n")
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert configs.load(str(path)) == changed
+        assert run.parse([f"--config={path}"]) == changed
+        again = run.parse([f"--config={path}", "--training.rows=8", "--model=None", "--data.parallel", "c"])
+        assert (again.training.rows, again.model, again.data.parallel) == (8, None, ("c",))
+        assert again.objective == changed.objective and again.export == changed.export
+
+
+def test_the_sample_is_the_default():
+    assert run.parse([]) == configs.load(str(ROOT / "configs" / "sample.py"))
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.parse(["--help"])
+    assert stopped.value.code == 0
+    entries, name = {}, None  # of each flag, what follows until the next flag: explanation, then default
+    for line in capsys.readouterr().out.splitlines():
+        if flag := re.match(r"\W*--([a-z][\w.-]*) ", line):
+            name = flag[1].replace("-", "_")
+            entries[name] = ""
+        elif name:
+            entries[name] += line.strip("│| ")
+    assert set(entries) == set(FIELDS)
+    unexplained = [name for name, text in entries.items() if not text.partition("(default:")[0]]
+    assert not unexplained, f"no docstring below: {unexplained}"
