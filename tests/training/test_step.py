@@ -270,3 +270,14 @@ def test_stage_2_is_the_same_step_with_the_next_token_loss_alone(folder, mesh, p
     _, without = gradients(m, packed_rows, recipe(2, 4, jnp.float32, pairs=False))
     assert set(without) == {"loss", "next_token", "tokens", "pairs"}
     np.testing.assert_allclose(without["loss"], with_pairs["next_token"], rtol=1e-6)
+
+
+def test_bfloat16_compute_is_close_to_float32_with_float32_gradients(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+    exact, losses = gradients(m, packed_rows, recipe(2, 4, jnp.float32, group_pairs=24))
+    rough, rough_losses = gradients(m, packed_rows, recipe(2, 4, jnp.bfloat16, group_pairs=24))
+    for name in LOSSES:
+        assert rough_losses[name].dtype == jnp.float32
+        np.testing.assert_allclose(rough_losses[name], losses[name], rtol=2e-2)
+    for a, b in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == jnp.float32 and 0 < relative(a, np.asarray(b)) < 0.1

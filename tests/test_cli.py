@@ -1,0 +1,300 @@
+"""The program as a person meets it: bad input gets one sentence before anything is compiled, and leaves nothing."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+import safetensors.numpy
+
+import run
+from alignx_jax import config as configs
+from alignx_jax.training import runs
+from alignx_jax.training import step as steps
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOOD = {"src_lang": "de", "tgt_lang": "en", "src": "Der Hund schläft.", "tgt": "The dog sleeps."}
+
+
+def write(file: pathlib.Path, *lines: dict | bytes) -> pathlib.Path:
+    """A JSONL file; bytes are lines as they are."""
+    encoded = (line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines)
+    file.write_bytes(b"".join(line + b"\n" for line in encoded))
+    return file
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> pathlib.Path:
+    """A cache, and small corpora of both kinds."""
+    folder = tmp_path_factory.mktemp("prepared")
+    pairs = ({**GOOD, "src": f"Der Hund {n} schläft.", "tgt": f"Dog {n} sleeps."} for n in range(40))
+    write(folder / "pairs.jsonl", *pairs)
+    write(folder / "answers.jsonl", *({"instruction": f"Say {n}.", "output": f"I say {n}."} for n in range(40)))
+    return folder
+
+
+@pytest.fixture
+def program(tmp_path, prepared, monkeypatch):
+    """Runs `run.py` in this process on the small corpora, where compiling a step fails the test."""
+    jax.devices()  # 8: from here on their number is fixed, as it is on a machine with accelerators
+
+    def compiled_for(*args, **static):
+        pytest.fail("a training step was to be compiled")
+
+    monkeypatch.setattr(steps, "compiled_for", compiled_for)
+    cache = jax.config.jax_compilation_cache_dir
+
+    def program(*flags: str) -> None:
+        run.main(
+            [
+                "--mesh=2x1",
+                f"--run={tmp_path / 'run'}",
+                f"--data.cache={prepared / 'cache'}",
+                f"--data.parallel={prepared / 'pairs.jsonl'}",
+                f"--data.instructions={prepared / 'answers.jsonl'}",
+                "--training.rows=8",
+                "--training.steps=2",
+                *flags,
+            ]
+        )
+
+    yield program
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.fixture
+def refusal(program, tmp_path):
+    """The sentence that the program stops with; it has to leave no run folder."""
+
+    def refusal(*flags: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            program(*flags)
+        message = stopped.value.code  # what the interpreter prints to stderr, exiting with 1
+        assert isinstance(message, str) and message.startswith("run.py: ") and "\n" not in message
+        assert not (tmp_path / "run").exists()
+        return message
+
+    return refusal
+
+
+@pytest.fixture
+def model(tmp_path) -> pathlib.Path:
+    """A copy of the sample model, to spoil."""
+    return pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
+
+
+def spoil_weights(model: pathlib.Path, change) -> None:
+    weights = safetensors.numpy.load_file(model / "model.safetensors")
+    change(weights)
+    safetensors.numpy.save_file(weights, model / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--objective.contrastive.layer=9"], ["--objective.contrastive.layer=9", "has 8 layers", "0 ", "to 8"]),
+        (["--objective.language-matching.layer=-1"], ["--objective.language-matching.layer=-1", "has 8 layers"]),
+        (["--mesh=8x1", "--training.rows=12"], ["--training.rows=12", "8 data shards", "a multiple of 8"]),
+        (["--training.accumulation=3"], ["--training.accumulation=3", "a multiple of 3"]),
+        (["--training.accumulation=8"], ["8 micro-batches", "a multiple of 16"]),
+        (["--mesh=1x4"], ["model axis of 4", "2 key/value heads", "work: 1, 2"]),
+        (["--mesh=16x1"], ["--mesh=16x1", "there are 8", "at most 8"]),
+        (["--mesh=eight"], ["--mesh=eight", "such as 8x1"]),
+        (["--mesh=0x1"], ["--mesh=0x1", "such as 8x1"]),
+        (["--training.rows=0"], ["rows=0", "at least 1"]),
+        (["--data.row-length=64"], ["--data.row-length=64", "at least 128"]),
+        (["--data.parallel-weights", "1", "2"], ["--data.parallel-weights", "2 weights for 1 source"]),
+        (["--model=nowhere"], ["nowhere: no such folder", "Hugging Face folder"]),
+        (["--model=configs"], ["configs: neither a Hugging Face folder nor a stage", "no config.json"]),
+        (["--config=configs/nothing.py"], ["--config=configs/nothing.py: no such file"]),
+        (["--data.parallel=nothing.tsv"], ["nothing.tsv: no such file"]),
+        (["--data.template=nothing.json"], ["nothing.json", "no such file"]),
+        (["--stage=2"], ["run it, or give --model"]),
+        (["--stage=2", "--model=sample", "--data.translation-share=2"], ["--data.translation-share=2", "0 and 1"]),
+        (["--stage=2", "--model=sample", "--data.instructions=nothing.json"], ["nothing.json: no such file"]),
+        (["--stage=evaluate"], ["no stage to evaluate"]),
+        (["--stage=evaluate", "--model=sample", "--evaluation.pivot=tr"], ["--evaluation.pivot=tr", "ar, de, en"]),
+        (["--stage=evaluate", "--model=sample", "--evaluation.languages", "en", "tr"], ["(en ", "tr 0)"]),
+        (["--stage=evaluate", "--model=sample", "--evaluation.sentences=no.jsonl"], ["no.jsonl: no such file"]),
+        (["--stage=export"], ["no stage to export"]),
+        (["--stage=export", "--model=sample", "--export.to=configs"], ["configs exists already"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_settings_that_cannot_work(refusal, monkeypatch, flags, says):
+    monkeypatch.chdir(ROOT)
+    message = refusal(*flags)
+    for part in says:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({**GOOD, "src_lang": "xx"}, ["'src_lang'", "unknown language code 'xx'"]),
+        ({**GOOD, "tgt_lang": "german"}, ["'tgt_lang'", "unknown language code 'german'", "ISO 639"]),
+        ({**GOOD, "tgt": " \t"}, ["'tgt' is empty"]),
+        ({k: v for k, v in GOOD.items() if k != "src"}, ["'src' is missing", "the line has 'src_lang', 'tgt_lang'"]),
+        ({**GOOD, "src": 7}, ["'src' has to be a text, not int"]),
+        (json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), ["not UTF-8 at byte", "save the file as UTF-8"]),
+        (b"{", ["not JSON"]),
+    ],
+    ids=["language", "language name", "empty side", "missing field", "not text", "not UTF-8", "not JSON"],
+)
+def test_a_bad_line_is_told_with_file_line_and_field(refusal, tmp_path, line, says):
+    file = write(tmp_path / "bad.jsonl", GOOD, GOOD, line, GOOD)
+    message = refusal(f"--data.parallel={file}")
+    for part in [f"{file}:3: ", *says, "--data.on-error=skip"]:
+        assert part in message
+
+
+def test_a_bad_instruction_is_told_with_file_and_line(refusal, tmp_path):
+    file = write(tmp_path / "bad.jsonl", {"instruction": "Say.", "output": "I say."}, {"instruction": "Say."})
+    message = refusal("--stage=2", "--model=sample", f"--data.instructions={file}")
+    assert f"{file}:2: field 'output' is missing" in message
+
+
+def test_one_language_has_nothing_to_match(refusal, tmp_path):
+    lines = ({**GOOD, "src_lang": "en", "src": f"A dog {n} sleeps now.", "tgt": f"Dog {n} sleeps."} for n in range(40))
+    message = refusal(f"--data.parallel={write(tmp_path / 'english.jsonl', *lines)}")
+    assert "one language (en)" in message and "--objective.language-matching.weight=0" in message
+
+
+def test_examples_beyond_the_cutoff_are_dropped_and_counted(program, refusal, tmp_path, capsys):
+    lines = [{**GOOD, "src": f"Der Hund {n} schläft.", "tgt": f"Dog {n} sleeps."} for n in range(40)]
+    for line in lines[:3]:
+        line["src"] = " ".join([line["src"]] * 50)
+    file = write(tmp_path / "long.jsonl", *lines)
+    program("--stage=prepare", f"--data.parallel={file}")
+    stage_1, stage_2 = capsys.readouterr().out.split("prepare stage 2")
+    assert "left out: 6 " in stage_1 and "left out: 6 " in stage_2  # both directions of three pairs
+    message = refusal("--data.cutoff=8", f"--data.parallel={file}")
+    assert f"{file}: every example was dropped" in message and ": 80" in message and "--data.cutoff" in message
+
+
+def test_a_tokenizer_larger_than_the_embedding(refusal, model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 4000}))
+    message = refusal(f"--model={model}")
+    assert "tokenizer has 4096 tokens" in message and "4000 rows" in message
+
+
+def test_a_model_without_a_tokenizer(refusal, model):
+    (model / "tokenizer.model").unlink()
+    assert f"{model}: no tokenizer here" in refusal(f"--model={model}")
+
+
+def test_another_architecture_is_refused_with_those_that_work(refusal, model):
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    message = refusal(f"--model={model}")
+    assert f"{model / 'config.json'}: model_type 'bert'" in message and "supported: llama" in message
+
+
+def _no_file(model):
+    (model / "model.safetensors").unlink()
+
+
+def _truncated(model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _missing(model):
+    spoil_weights(model, lambda weights: weights.pop("model.layers.3.mlp.up_proj.weight"))
+
+
+def _unmapped(model):
+    spoil_weights(model, lambda weights: weights.update({"model.adapter": weights["model.norm.weight"]}))
+
+
+def _shape(model):
+    spoil_weights(
+        model, lambda weights: weights.update({"model.norm.weight": weights["model.norm.weight"][:-1].copy()})
+    )
+
+
+def _nan(model):
+    def change(weights):
+        weights["model.layers.5.self_attn.k_proj.weight"][3, 7] = float("nan")
+
+    spoil_weights(model, change)
+
+
+@pytest.mark.parametrize("stage", ["export"])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_no_file, ["no weights", "model.safetensors"]),
+        (_truncated, ["model.safetensors: truncated or damaged", "download it again"]),
+        (_missing, ["lack model.layers.3.mlp.up_proj.weight"]),
+        (_unmapped, ["hold model.adapter"]),
+        (_shape, ["model.norm.weight has shape [127]", "[128]"]),
+        (_nan, ["model.layers.5.self_attn.k_proj.weight"]),
+    ],
+)
+def test_bad_weights(refusal, model, spoil, says, stage):
+    spoil(model)
+    message = refusal(f"--model={model}", f"--stage={stage}")
+    for part in [str(model), *says]:
+        assert part in message
+
+
+def test_the_folder_of_another_configuration(program, tmp_path, prepared):
+    program("--stage=prepare")
+    config = configs.load(str(ROOT / "configs" / "sample.py"))
+    theirs = dataclasses.replace(config, seed=3, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
+    runs.claim(tmp_path / "run" / "stage1", theirs, runs.find("sample"))
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        program()
+    message = stopped.value.code
+    assert f"{tmp_path / 'run' / 'stage1'} belongs to another configuration" in message and "--run" in message
+    assert "seed: 3 there, 0 here" in message and "optimizer.learning_rate: 0.5 there, 0.001 here" in message
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_of_someone_else_is_left_alone(program, tmp_path):
+    (tmp_path / "run" / "stage1").mkdir(parents=True)
+    (tmp_path / "run" / "stage1" / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(SystemExit) as stopped:
+        program()
+    assert "is not empty and not a run of ours" in stopped.value.code
+    assert [file.name for file in (tmp_path / "run").rglob("*")] == ["stage1", "thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "nearest"),
+    [
+        ("--trainig.rows=3", "--training.rows"),
+        ("--objective.contrastive.laeyr=3", "--objective.contrastive.layer"),
+        ("--stage=3", "'all'"),
+        ("--training.rows=many", "--training.rows"),
+    ],
+)
+def test_a_wrong_flag_names_the_nearest(program, capsys, flag, nearest):
+    with pytest.raises(SystemExit) as stopped:
+        program(flag)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert flag.partition("=")[0].lstrip("-") in error.replace("argument '--stage'", "stage") and nearest in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (["--mesh=2x1", "--objective.contrastive.layer=9"], 1, "run.py: --objective.contrastive.layer=9: "),
+        (["--trainig.rows=3"], 2, "--training.rows"),
+    ],
+    ids=["setting", "flag"],
+)
+def test_as_a_command(tmp_path, flags, code, says):
+    command = [sys.executable, str(ROOT / "run.py"), f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert done.returncode == code
+    assert says in done.stderr and "Traceback" not in done.stderr and says not in done.stdout
+    assert code == 2 or done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
