@@ -119,7 +119,9 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     source = session.source(start)
     session.console.rule(STAGES[folder], align="left")
     session.show_source(source)
-    session.line("devices", f"{session.mesh.size} x {session.mesh.devices.flat[0].device_kind}, mesh {_axes(session.mesh)}")
+    session.line(
+        "devices", f"{session.mesh.size} x {session.mesh.devices.flat[0].device_kind}, mesh {_axes(session.mesh)}"
+    )
     loop.check(session.config, source, session.mesh)
     data = session.data(stage, source)
     result = loop.train(

@@ -4,16 +4,23 @@
     python run.py --stage=all --mesh=8x1     the whole demonstration
 
 Expect bitext retrieval at the aligned layer well above both the base model and the control run without the two losses.
-The learning rate is that of a model of 2 M parameters, not the published one; batch and length are scaled down.
+The learning rate is that of a model of 2 M parameters, not the published one; prompt, batch and length are scaled down.
 """
 
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
 
 config = Config(
     run="runs/sample",
-    data=DataConfig(cutoff=128, row_length=256, validation=200),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+    data=DataConfig(
+        template="sample",
+        cutoff=128,
+        row_length=256,
+        limit=5000,
+        validation=100,
+        instruction_weights=(4.0,),
+    ),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
     training=TrainingConfig(
-        rows=32, steps=100, compute_dtype="float32", remat="none", validate_every=50, save_every=50
+        rows=16, epochs=1.0, compute_dtype="float32", remat="none", validate_every=50, save_every=50
     ),
 )

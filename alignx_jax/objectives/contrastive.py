@@ -49,7 +49,9 @@ def contrastive(
     if duplicates == "mask":
         others = [pooling.meet(h, scope)[:, None, :] for h in (source_hash_GxN, target_hash_GxN)]
         own = [h[:, :, None] for h in (source_hash_GxN, target_hash_GxN)]
-        allowed_GxNxM &= ~((own[0] == others[0]) | (own[0] == others[1]) | (own[1] == others[0]) | (own[1] == others[1]))
+        allowed_GxNxM &= ~(
+            (own[0] == others[0]) | (own[0] == others[1]) | (own[1] == others[0]) | (own[1] == others[1])
+        )
     allowed_GxNxM |= same_GxNxM  # an invalid slot keeps itself, so that no softmax is empty
 
     def one_direction(anchor_GxNxD: jax.Array, other_GxNxD: jax.Array) -> jax.Array:

@@ -123,40 +123,37 @@ class _Stage:
     """The pieces that live as long as one stage does."""
 
     def __init__(self, config: Config, folder: pathlib.Path, plan: steps.Recipe, data, mesh: Mesh, console: Console):
-        self.config, self.folder, self.plan, self.data, self.mesh, self.console = config, folder, plan, data, mesh, console
+        self.config, self.folder, self.plan, self.data, self.mesh, self.console = (
+            config,
+            folder,
+            plan,
+            data,
+            mesh,
+            console,
+        )
         self.last = data.train.steps
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.log: metrics.MetricsLog | None = None
 
     def start(self, source: runs.Source) -> None:
-        """Restores the newest checkpoint, or loads the model to start from, validates it and saves step 0."""
+        """Restores the newest checkpoint, or loads the model to start from and validates it."""
         tx = optimizer.adamw(self.config.optimizer, self.last)
-        model = self._model(source)
-        self.graph, self.state = state.create(model, tx, self.mesh)
-        static = {"graph": self.graph, "recipe": self.plan}
-        self.like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
-        )
-        self.train_step = steps.compiled_for(self.like, config=self.config.optimizer, steps=self.last, **static)
+        width = self.config.objective.language_matching.width if "language_matching" in self.plan.weights else None
+        build = functools.partial(state.build, classifier_width=width, seed=self.config.seed)
+        graph, shapes = state.split(nnx.eval_shape(lambda: build(runs.random_decoder(source.decoder_config()))))
+        like = state.abstract(shapes, tx, self.mesh)
+        static = {"graph": graph, "recipe": self.plan}
+        self.train_step = steps.compiled_for(like, config=self.config.optimizer, steps=self.last, **static)
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, **static))
         self.first = self.checkpoints.latest or 0
-        if self.first:
-            self.state = self.checkpoints.restore(self.first, self.like)
-            self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}")
         self.log = metrics.MetricsLog(self.folder, self.first)
-        if not metrics.read(self.folder, "validation"):
-            self.validate(0)
-
-    def _model(self, source: runs.Source) -> state.AlignX:
-        decoder = source.load(self.mesh)
-        classifier = None
-        if "language_matching" in self.plan.weights:
-            classifier = state.PairClassifier(
-                decoder.config.hidden_size,
-                self.config.objective.language_matching.width,
-                rngs=nnx.Rngs(self.config.seed),
-            )
-        return state.AlignX(decoder, classifier)
+        if self.first:
+            self.state = self.checkpoints.restore(self.first, like)
+            self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}", soft_wrap=True)
+        else:
+            self.state = state.create(state.split(build(source.load(self.mesh)))[1], tx, self.mesh)
+            if not metrics.read(self.folder, "validation"):
+                self.validate(0)
 
     def place(self, batch: Batch) -> Batch:
         """This process's rows onto its devices."""
@@ -226,8 +223,10 @@ class _Stage:
             return
         for name in self.plan.weights:
             if name != "next_token" and (values[name] == 0 or values[f"reach/{name}"] == 0):
-                raise Diverged(f"step {step}: {name} is {values[name]} and its gradient {values[f'reach/{name}']}: "
-                               "the loss does not reach the model")
+                raise Diverged(
+                    f"step {step}: {name} is {values[name]} and its gradient {values[f'reach/{name}']}: "
+                    "the loss does not reach the model"
+                )
 
     def result(self) -> Result:
         self.checkpoints.close()

@@ -57,9 +57,14 @@ class Source:
             checkpoints.close()
 
 
+def random_decoder(config: families.DecoderConfig) -> Decoder:
+    """A decoder that holds no checkpoint's weights; under `nnx.eval_shape` it costs nothing and gives the shapes."""
+    return Decoder(config, rngs=nnx.Rngs(0))
+
+
 def abstract_decoder(config: families.DecoderConfig) -> tuple[nnx.GraphDef, dict]:
-    """The module's structure, and its parameters with shapes in the place of arrays."""
-    graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    """The decoder's structure, and its parameters with shapes in the place of arrays."""
+    graph, variables = nnx.split(nnx.eval_shape(lambda: random_decoder(config)))
     return graph, nnx.to_pure_dict(variables)
 
 
@@ -135,7 +140,5 @@ def _differences(saved: Config, asked: Config) -> list[str]:
             items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return items
 
-    old, new = (
-        flat({k: v for k, v in json.loads(to_json(c)).items() if k not in _FREE}) for c in (saved, asked)
-    )
+    old, new = (flat({k: v for k, v in json.loads(to_json(c)).items() if k not in _FREE}) for c in (saved, asked))
     return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k]]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignx_jax import sharding
 from alignx_jax.models.decoder import Decoder
@@ -51,8 +51,26 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def abstract_state(graph: nnx.GraphDef, params: Params, tx: optax.GradientTransformation, mesh) -> TrainState:
-    """Shapes, types and shardings of a state, without its arrays: for restoring one and for compiling ahead."""
+def build(decoder: Decoder, classifier_width: int | None, *, seed: int) -> AlignX:
+    """A decoder with the classifier it is trained beside, random from `seed`; none without a width."""
+    if classifier_width is None:
+        return AlignX(decoder, None)
+    hidden_size = decoder.config.hidden_size
+    return AlignX(decoder, PairClassifier(hidden_size, classifier_width, rngs=nnx.Rngs(seed)))
+
+
+def split(model: AlignX) -> tuple[nnx.GraphDef, Params]:
+    """The model's structure and its parameters; `nnx.merge` puts them together again."""
+    graph, variables = nnx.split(model, nnx.Param)
+    return graph, nnx.to_pure_dict(variables)
+
+
+def abstract(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of a state: for restoring one, and for compiling its step.
+
+    Args:
+      params: arrays, or their shapes.
+    """
     specs = sharding.parameter_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -69,12 +87,12 @@ def abstract_state(graph: nnx.GraphDef, params: Params, tx: optax.GradientTransf
     )
 
 
-def create(model: AlignX, tx: optax.GradientTransformation, mesh) -> tuple[nnx.GraphDef, TrainState]:
+def create(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, each moment sharded as its parameter."""
-    graph, variables = nnx.split(model, nnx.Param)
-    params = nnx.to_pure_dict(variables)
-    abstract = abstract_state(graph, params, tx, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(params, tx, mesh))
     params = jax.device_put(params, shardings.params)
-    optimizer = jax.jit(tx.init, out_shardings=shardings.optimizer)(params)
-    return graph, TrainState(step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params=params, optimizer=optimizer)
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
+        params=params,
+        optimizer=jax.jit(tx.init, out_shardings=shardings.optimizer)(params),
+    )

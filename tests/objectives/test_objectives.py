@@ -163,9 +163,7 @@ def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope,
     classifier = Classifier(*(jnp.asarray(rng.normal(size=s)) for s in ((10, 6), (10, 6), (6, 2))))
     parts = [valid] if scope == "global" else [valid & (np.arange(3)[:, None] == g) for g in range(3)]
     expected = sum(dense_matching(e[part], languages[part], classifier) for part in parts)
-    total = language_matching(
-        *map(jnp.asarray, (e, languages, valid)), classifier, activation=jax.nn.silu, scope=scope
-    )
+    total = language_matching(*map(jnp.asarray, (e, languages, valid)), classifier, activation=jax.nn.silu, scope=scope)
     np.testing.assert_allclose(total, expected, rtol=1e-12)
     assert matching_weight(jnp.asarray(valid), scope) == sum(part.sum() ** 2 for part in parts)
 

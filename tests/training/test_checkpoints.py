@@ -33,14 +33,14 @@ CONFIG = decoder_config(
 
 def fresh(spec: str, seed: int = 0):
     mesh = sharding.make_mesh(spec)
-    decoder = Decoder(CONFIG, rngs=nnx.Rngs(seed))
-    model = state.AlignX(decoder, state.PairClassifier(16, 8, rngs=nnx.Rngs(seed)))
-    tx = optimizer.adamw(OptimizerConfig(), 10)
-    return state.create(model, tx, mesh)[1]
+    model = state.build(Decoder(CONFIG, rngs=nnx.Rngs(seed)), 8, seed=seed)
+    return state.create(state.split(model)[1], optimizer.adamw(OptimizerConfig(), 10), mesh)
 
 
 def numbered(like, step: int):
-    return dataclasses.replace(like, step=jnp.asarray(step, jnp.int32), optimizer=jax.tree.map(lambda x: x + 1, like.optimizer))
+    return dataclasses.replace(
+        like, step=jnp.asarray(step, jnp.int32), optimizer=jax.tree.map(lambda x: x + 1, like.optimizer)
+    )
 
 
 def test_any_mesh_restores_what_another_saved(tmp_path):

@@ -58,7 +58,9 @@ def test_published_losses_and_gradients(shared, mesh, dtype, case):
         assert relative(gradient, expected[f"grad/{name}"]) < TOLERANCE[dtype], name
 
 
-@pytest.mark.parametrize("case", ["filter_2_of_6", "filter_to_1", "target_of_2_tokens", "labels_response_only", "same_langs"])
+@pytest.mark.parametrize(
+    "case", ["filter_2_of_6", "filter_to_1", "target_of_2_tokens", "labels_response_only", "same_langs"]
+)
 def test_published_edge_cases(shared, mesh, dtype, case):
     folder = shared / "reference" / "gqa_three_languages"
     expected = json.loads((folder / "edge_cases.json").read_text())[case]["f64"]
@@ -155,8 +157,8 @@ def three_steps(folder, spec: str, rows, **changes):
         changes = {"group_pairs": 24 // groups, "groups": groups, "accumulation": accumulation} | changes
         plan = recipe(2, 4, jnp.float32, **changes)
         settings = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
-        graph, now = state.create(nnx.merge(m.graph, m.params), optimizer.adamw(settings, 10), mesh)
-        update = step.compiled_for(now, graph=graph, recipe=plan, config=settings, steps=10)
+        now = state.create(m.params, optimizer.adamw(settings, 10), mesh)
+        update = step.compiled_for(now, graph=m.graph, recipe=plan, config=settings, steps=10)
         for _ in range(3):
             placed = jax.tree.map(lambda x: sharding.place_rows(np.asarray(x), mesh), rows)
             now, metrics = update(now, placed)
@@ -178,9 +180,10 @@ def packed_rows():
     return random_rows(np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2"])
-def test_every_mesh_computes_the_same_steps(folder, packed_rows, spec):
-    agree(three_steps(folder, "1x1", packed_rows), three_steps(folder, spec, packed_rows), 2e-5)
+def test_every_mesh_computes_the_same_steps(folder, packed_rows):
+    one_device = three_steps(folder, "1x1", packed_rows)
+    for spec in ("8x1", "4x2", "2x2x2"):
+        agree(one_device, three_steps(folder, spec, packed_rows), 2e-5)
 
 
 def test_accumulation_is_one_big_batch(folder, packed_rows):
