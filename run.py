@@ -35,10 +35,20 @@ STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"
 def parse(arguments: list[str]) -> Config:
     """Flags over a base configuration, by default configs/sample.py."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", default=str(pathlib.Path(__file__).parent / "configs" / "sample.py"))
+    first.add_argument("--config")
     known, rest = first.parse_known_args(arguments)
+    sample = known.config is None
     about = "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it."
-    return tyro.cli(Config, args=rest, default=configs.load(known.config), description=about, prog="run.py")
+    base = pathlib.Path(__file__).parent / "configs" / "sample.py" if sample else known.config
+    config = tyro.cli(Config, args=rest, default=configs.load(str(base)), description=about, prog="run.py")
+    if sample and config.stage not in ("evaluate", "export"):
+        for flag, sources in (("parallel", config.data.parallel), ("instructions", config.data.instructions)):
+            if sources != ("sample",):
+                raise UserError(
+                    f"--data.{flag} is given without --config, whose default, configs/sample.py, has settings for the "
+                    "embedded sample alone; give --config=configs/llama2_7b_opus100.py (published settings) or your own"
+                )
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Session:
 
     def data(self, stage: str, source: runs.Source) -> pipeline.Data:
         """Builds a stage's data, or finds it built, and shows what it is."""
-        with Progress(console=self.console, transient=True) as bars:
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             tasks = {}
 
             def advance(name: str, done: int, total: int) -> None:
@@ -94,9 +104,11 @@ class Session:
             f"({' '.join(data.languages)}), {train.num_examples:,} examples, "
             f"{data.validation.num_examples:,} more for validation",
         )
-        left_out = dict(data.dropped) | {"bad line": sum(c.skipped for c in data.corpora)}
-        if any(left_out.values()):
-            self.line("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n))
+        if data.dropped:
+            self.line("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in data.dropped.items()))
+        for corpus in data.corpora:
+            if corpus.skipped:
+                self.line("", f"left out: {corpus.skipped:,} bad lines, listed in {corpus.folder / 'skipped.txt'}")
         self.line(
             "steps",
             f"{train.steps:,} of {training.rows} rows x {self.config.data.row_length} tokens, {train.fill:.0%} full",
@@ -151,9 +163,13 @@ def stage_2_start(session: Session) -> str:
 def evaluate(session: Session, models: list[str]) -> None:
     """Bitext retrieval of every model at every layer: a table, and evaluation.json in the run's folder."""
     options = session.config.evaluation
-    sentences = pipeline.multiway(options.sentences, options.languages, options.limit)
-    if options.pivot not in sentences:
-        raise UserError(f"--evaluation.pivot={options.pivot}: {options.sentences} has {', '.join(sentences)}")
+    languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
+    sentences = pipeline.multiway(options.sentences, languages, options.limit)
+    if options.pivot not in sentences or len(sentences) < 2:
+        raise UserError(
+            f"{options.sentences}: retrieval compares the pivot {options.pivot} (--evaluation.pivot) with other "
+            f"languages; there are {', '.join(sentences)}"
+        )
     session.console.rule("evaluate", align="left")
     session.line("sentences", f"{options.sentences}: {len(sentences[options.pivot]):,} in {len(sentences)} languages")
     found, layer = {}, None

@@ -31,7 +31,7 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     parallel: tuple[str, ...] = ("sample",)
-    """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`corpus.de-en`), or `sample`."""
+    """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), `sample`."""
     parallel_weights: tuple[float, ...] = ()
     """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
     instructions: tuple[str, ...] = ("sample",)
@@ -57,7 +57,7 @@ class DataConfig:
     examples_per_row: int = 16
     """Most examples packed into one row."""
     validation: int = 2000
-    """Pairs held out for validation, in total over the sources, at most a tenth; in stage 2 as many instructions too."""
+    """Pairs held out for validation, over all sources, at most a tenth; in stage 2 as many instructions too."""
     limit: int | None = None
     """Most records used of each source, spread evenly over it; unset: all."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -105,7 +105,7 @@ class ObjectiveConfig:
     contrastive: ContrastiveConfig = ContrastiveConfig()
     language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
     negatives: Literal["global", "micro-batch"] = "global"
-    """Pairs meet all pairs of the step on every device, or (published) only those of their own device's micro-batch."""
+    """Pairs meet those of all devices in their micro-batch, or (published) those of their own device in it."""
     duplicates: Literal["mask", "keep"] = "mask"
     """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
     chunk: int = 128
@@ -196,7 +196,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """AlignX: align the languages of a decoder LLM in its middle layers (stage 1), fine-tune it (stage 2), export it."""
+    """AlignX: align the languages of a decoder LLM in its middle layers (stage 1), fine-tune (stage 2), export it."""
 
     __pydantic_config__ = _STRICT
 

@@ -20,3 +20,9 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference arrays and corpora, which are not at {folder}; set ALIGNX_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference() -> pathlib.Path:
+    """What the published code computes, as arrays; a part of `shared/reference`, whose SEMANTICS.md describes it."""
+    return ROOT / "tests" / "data" / "reference"

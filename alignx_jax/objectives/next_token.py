@@ -26,7 +26,7 @@ def next_token(
       kernel_DxV: output weights in the master dtype, cast chunk by chunk so that their gradient sums in it;
         columns from `vocab_size` on are padding and get no probability.
     """
-    rows, length, d = hidden_RxTxD.shape
+    rows, length, _ = hidden_RxTxD.shape
     chunk = min(chunk, length)
     chunks = -(-length // chunk)
     high = jnp.promote_types(hidden_RxTxD.dtype, jnp.float32)

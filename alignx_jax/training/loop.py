@@ -87,7 +87,7 @@ class Result:
 
     folder: pathlib.Path
     before: dict[str, float]
-    """Validation losses before the first step."""
+    """Validation losses before the first step; empty where nothing is held out."""
     after: dict[str, float]
     best_step: int
 
@@ -109,7 +109,13 @@ def train(
     """
     check(config, source, mesh)
     plan = recipe(config, source.decoder_config(), data, mesh)
-    runs.claim(folder, config, source)
+    met = plan.group_pairs * (plan.groups if config.objective.negatives == "global" else 1)
+    if "contrastive" in plan.weights and met < 2:
+        raise UserError(
+            "no pair ever meets another, so the contrastive loss has no negatives; raise --training.rows, lower "
+            "--training.accumulation, or set --objective.negatives=global"
+        )
+    runs.claim(folder, config, source, {c.source: c.fingerprint for c in data.corpora})
     stage = _Stage(config, folder, plan, data, mesh, console)
     try:
         stage.start(source)
@@ -134,6 +140,7 @@ class _Stage:
         self.last = data.train.steps
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.log: metrics.MetricsLog | None = None
+        self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
 
     def start(self, source: runs.Source) -> None:
         """Restores the newest checkpoint, or loads the model to start from and validates it."""
@@ -170,7 +177,7 @@ class _Stage:
             sums, weights = jax.device_get(totals)
             values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
             values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
-        self.log.write("validation", step, values)
+            self.log.write("validation", step, values)
         return values
 
     def run(self, title: str) -> None:
@@ -200,7 +207,8 @@ class _Stage:
         loss = None
         if validate:
             values = self.validate(step)
-            self.bar.note(f"step {step}: validation {progress.losses(values)}")
+            if values:
+                self.bar.note(f"step {step}: validation {progress.losses(values)}")
             loss = values.get("loss")
         self.checkpoints.save(step, self.state, loss)
 
@@ -214,19 +222,19 @@ class _Stage:
     def _check(self, step: int, values: dict[str, float]) -> None:
         bad = [k for k, v in values.items() if not math.isfinite(v)]
         if bad:
-            good = self.checkpoints.latest
+            good, examples = self.checkpoints.latest, self.data.train.example_ids(step - 1)
             raise Diverged(
-                f"step {step}: {', '.join(bad)} not finite; examples {', '.join(self.data.train.example_ids(step - 1))}; "
+                f"step {step}: {', '.join(bad)} not finite; examples {', '.join(examples)}; "
                 f"last good checkpoint: {'none' if good is None else f'{self.folder}/checkpoints/{good}'}"
             )
-        if values["pairs"] < 2:
-            return
-        for name in self.plan.weights:
-            if name != "next_token" and (values[name] == 0 or values[f"reach/{name}"] == 0):
-                raise Diverged(
-                    f"step {step}: {name} is {values[name]} and its gradient {values[f'reach/{name}']}: "
-                    "the loss does not reach the model"
-                )
+        auxiliary = [k for k in self.plan.weights if k != "next_token"]
+        silent = {k for k in auxiliary if values["pairs"] > 1 and 0 in (values[k], values[f"reach/{k}"])}
+        for name in silent & self.silent:  # once may be chance: a step of nothing but duplicates has no negatives
+            raise Diverged(
+                f"steps {step - 1} and {step}: {name} is {values[name]} and the norm of its gradient at the pooled "
+                f"states {values[f'reach/{name}']}: the loss does not reach the model"
+            )
+        self.silent = silent
 
     def result(self) -> Result:
         self.checkpoints.close()
@@ -234,7 +242,7 @@ class _Stage:
         best = checkpoints.best
         checkpoints.close()
         validations = {r["step"]: r for r in metrics.read(self.folder, "validation")}
-        return Result(self.folder, validations[0], validations[self.last], best)
+        return Result(self.folder, validations.get(0, {}), validations.get(self.last, {}), best)
 
     def close(self) -> None:
         self.checkpoints.close()

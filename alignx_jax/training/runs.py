@@ -23,7 +23,8 @@ from alignx_jax.models.decoder import Decoder
 from alignx_jax.training.checkpoints import Checkpoints
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
-_FREE = ("stage", "run", "mesh", "evaluation", "export")  # may differ when a run continues
+# What may differ when a run continues, because its result does not depend on it.
+_FREE = ("stage", "run", "mesh", "evaluation.", "export.", "data.cache", "training.keep", "training.save_every")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -98,11 +99,14 @@ def _finished(folder: pathlib.Path) -> pathlib.Path:
     return folder / "checkpoints"
 
 
-def claim(folder: pathlib.Path, config: Config, source: Source) -> None:
+def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
     """Makes `folder` a stage's folder of `config`, or continues it.
 
+    Args:
+      corpora: fingerprint of each source of data.
+
     Raises:
-      UserError: the folder belongs to another configuration; names each field that differs.
+      UserError: the folder belongs to another configuration, or the data have changed; names what differs.
     """
     saved = folder / "config.json"
     if saved.is_file():
@@ -112,6 +116,9 @@ def claim(folder: pathlib.Path, config: Config, source: Source) -> None:
                 f"{folder} belongs to another configuration ({'; '.join(differences)}); "
                 "give another --run, or delete the folder"
             )
+        known = json.loads((folder / "corpora.json").read_text(encoding="utf-8"))
+        if changed := sorted(k for k in corpora if known.get(k) != corpora[k]):
+            raise UserError(f"{folder} was begun with other content of {', '.join(changed)}; give another --run")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
@@ -119,6 +126,7 @@ def claim(folder: pathlib.Path, config: Config, source: Source) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "huggingface").mkdir(parents=True)
     copy_companions(source.huggingface, fresh / "huggingface")
+    (fresh / "corpora.json").write_text(json.dumps(corpora, indent=2) + "\n", encoding="utf-8")
     (fresh / "config.json").write_text(to_json(config) + "\n", encoding="utf-8")
     if folder.is_dir():
         folder.rmdir()
@@ -140,5 +148,5 @@ def _differences(saved: Config, asked: Config) -> list[str]:
             items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         return items
 
-    old, new = (flat({k: v for k, v in json.loads(to_json(c)).items() if k not in _FREE}) for c in (saved, asked))
-    return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k]]
+    old, new = (flat(json.loads(to_json(c))) for c in (saved, asked))
+    return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k] and not k.startswith(_FREE)]

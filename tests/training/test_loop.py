@@ -55,6 +55,7 @@ def command(tiny, cache):
 
     def make(run: pathlib.Path, **flags) -> list[str]:
         settings = {
+            "config": ROOT / "configs" / "sample.py",
             "stage": 1,
             "mesh": "2x1",
             "model": tiny,
@@ -67,6 +68,7 @@ def command(tiny, cache):
             "training.save-every": 4,
             "training.validate-every": 8,
             "training.keep": 1,
+            "data.instruction-weights": 1,
         }
         settings |= {k.replace("__", "."): v for k, v in flags.items()}
         return [sys.executable, str(ROOT / "run.py"), *(f"--{k}={v}" for k, v in settings.items())]
@@ -83,7 +85,7 @@ def finish(command: list[str]) -> str:
 def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
     """Every array of a checkpoint's decoder."""
     mesh = sharding.make_mesh("1x1")
-    graph, params = runs.abstract_decoder(runs.find(str(folder)).decoder_config())
+    _, params = runs.abstract_decoder(runs.find(str(folder)).decoder_config())
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         params,
