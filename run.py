@@ -40,7 +40,9 @@ def parse(arguments: list[str]) -> Config:
     sample = known.config is None
     about = "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it."
     base = pathlib.Path(__file__).parent / "configs" / "sample.py" if sample else known.config
-    config = tyro.cli(Config, args=rest, default=configs.load(str(base)), description=about, prog="run.py")
+    config = configs.check(
+        tyro.cli(Config, args=rest, default=configs.load(str(base)), description=about, prog="run.py")
+    )
     if sample and config.stage not in ("evaluate", "export"):
         for flag, sources in (("parallel", config.data.parallel), ("instructions", config.data.instructions)):
             if sources != ("sample",):
@@ -188,17 +190,7 @@ def evaluate(session: Session, models: list[str]) -> None:
             dtype=jnp.dtype(session.config.training.compute_dtype),
         )
         found[source.name] = (layer, alignment.retrieval(vectors, options.pivot))
-    table = Table(
-        title=f"bitext retrieval with {options.pivot}, accuracy@1 in %, mean of both directions, at the aligned layer",
-        title_justify="left",
-    )
-    languages = [code for code in sentences if code != options.pivot]
-    for name in ("model", "layer", *languages, "mean"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for name, (layer, results) in found.items():
-        scores = [100 * r.mean[layer] for r in results]
-        table.add_row(name, str(layer), *(f"{s:.1f}" for s in scores), f"[bold]{sum(scores) / len(scores):.1f}[/bold]")
-    session.console.print(table)
+    session.console.print(_retrieval_table(found, options.pivot, len(sentences[options.pivot])))
     session.run.mkdir(parents=True, exist_ok=True)
     record = {
         name: {"align_layer": layer, "retrieval": [dataclasses.asdict(r) for r in results]}
@@ -207,6 +199,24 @@ def evaluate(session: Session, models: list[str]) -> None:
     path = session.run / "evaluation.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     session.line("results", str(path))
+
+
+def _retrieval_table(found: dict[str, tuple[int, list[alignment.Retrieval]]], pivot: str, count: int) -> Table:
+    """A column for each model, a row for each language."""
+    table = Table(
+        title=f"bitext retrieval between {pivot} and each language, at the aligned layer\n"
+        f"accuracy@1 in %, mean of both directions; chance is {100 / count:.1f}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for name, (layer, _) in found.items():
+        table.add_column(f"{name}\nlayer {layer}", justify="right")
+    columns = [[100 * r.mean[layer] for r in results] for layer, results in found.values()]
+    for row, result in enumerate(next(iter(found.values()))[1]):
+        table.add_row(result.language, *(f"{column[row]:.1f}" for column in columns))
+    table.add_section()
+    table.add_row("mean", *(f"{sum(column) / len(column):.1f}" for column in columns), style="bold")
+    return table
 
 
 def models_of(session: Session) -> list[str]:

@@ -11,13 +11,20 @@ import importlib.util
 import json
 import pathlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
 Stage = Literal["prepare", "1", "2", "evaluate", "export", "all"]
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
+
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Size = Annotated[int, pydantic.Field(ge=0)]
+_Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+_Factor = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class UserError(ValueError):
@@ -32,33 +39,33 @@ class DataConfig:
 
     parallel: tuple[str, ...] = ("sample",)
     """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), `sample`."""
-    parallel_weights: tuple[float, ...] = ()
+    parallel_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
     instructions: tuple[str, ...] = ("sample",)
     """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, or `sample`."""
-    instruction_weights: tuple[float, ...] = ()
+    instruction_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each instruction source; empty: once each."""
-    translation_share: float = 0.5
+    translation_share: _Share = 0.5
     """Share of stage-2 examples that are translation instructions drawn from `parallel` (0 to 1)."""
     directions: Literal["both", "forward", "backward"] = "both"
     """Translation directions made of each pair: as the file gives it (forward), turned round (backward), or both."""
     template: str = "alpaca"
     """Prompt template: a JSON file (see docs/data.md), `alpaca` (published), or `sample` (a few tokens long)."""
-    cutoff: int = 512
+    cutoff: Annotated[int, pydantic.Field(ge=4)] = 512
     """Longest example, in tokens with BOS and EOS."""
     overlong: Literal["drop", "truncate"] = "drop"
     """An example longer than the cutoff is dropped and counted, or truncated as the published code does."""
-    min_target_tokens: int = 3
+    min_target_tokens: _Count = 3
     """An example with fewer target tokens before its last position is dropped and counted (published: 3)."""
     loss_on: Literal["sequence", "response"] = "sequence"
     """Next-token loss over the whole sequence (published) or over the response only."""
-    row_length: int = 512
+    row_length: _Count = 512
     """Tokens in a packed row; at least `cutoff`."""
-    examples_per_row: int = 16
+    examples_per_row: _Count = 16
     """Most examples packed into one row."""
-    validation: int = 2000
+    validation: _Size = 2000
     """Pairs held out for validation, over all sources, at most a tenth; in stage 2 as many instructions too."""
-    limit: int | None = None
+    limit: _Count | None = None
     """Most records used of each source, spread evenly over it; unset: all."""
     on_error: Literal["stop", "skip"] = "stop"
     """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
@@ -72,11 +79,11 @@ class ContrastiveConfig:
 
     __pydantic_config__ = _STRICT
 
-    weight: float = 0.3
+    weight: _Factor = 0.3
     """lambda_ctr; 0 turns the loss off."""
     layer: int | None = None
     """Layers run before the hidden state that is aligned (16 of 32 published); unset: half of the model's."""
-    temperature: float = 0.1
+    temperature: _Positive = 0.1
     """tau of the InfoNCE softmax over cosine similarities."""
     form: Literal["published", "symmetric"] = "published"
     """Published: each source against all targets, halved. Symmetric: the mean of both directions."""
@@ -88,11 +95,11 @@ class LanguageMatchingConfig:
 
     __pydantic_config__ = _STRICT
 
-    weight: float = 0.4
+    weight: _Factor = 0.4
     """lambda_lam; 0 turns the loss off."""
     layer: int | None = None
     """Layers run before the hidden state that is classified; unset: all, after the final norm (published)."""
-    width: int = 128
+    width: _Count = 128
     """Hidden width of the pair classifier."""
 
 
@@ -108,7 +115,7 @@ class ObjectiveConfig:
     """Pairs meet those of all devices in their micro-batch, or (published) those of their own device in it."""
     duplicates: Literal["mask", "keep"] = "mask"
     """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
-    chunk: int = 128
+    chunk: _Count = 128
     """Positions of each row whose logits exist at a time in the next-token loss."""
 
 
@@ -118,19 +125,19 @@ class OptimizerConfig:
 
     __pydantic_config__ = _STRICT
 
-    learning_rate: float = 2e-6
+    learning_rate: _Factor = 2e-6
     """Peak learning rate."""
-    warmup_steps: int = 100
+    warmup_steps: _Size = 100
     """Steps of linear warm-up; the first update has learning rate 0."""
-    beta1: float = 0.9
+    beta1: _Decay = 0.9
     """Decay of the gradient's running mean."""
-    beta2: float = 0.999
+    beta2: _Decay = 0.999
     """Decay of the squared gradient's running mean."""
-    epsilon: float = 1e-8
+    epsilon: _Positive = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: _Factor = 0.0
     """Decoupled weight decay, on all parameters as published."""
-    clip_norm: float = 1.0
+    clip_norm: _Positive = 1.0
     """Largest global norm of the accumulated gradient."""
 
 
@@ -140,23 +147,23 @@ class TrainingConfig:
 
     __pydantic_config__ = _STRICT
 
-    rows: int = 32
+    rows: _Count = 32
     """Packed rows an optimizer step, over all devices and micro-batches."""
-    accumulation: int = 1
+    accumulation: _Count = 1
     """Micro-batches a step is split into."""
-    epochs: float = 2.0
+    epochs: _Positive = 2.0
     """Passes over the data."""
-    steps: int | None = None
+    steps: _Count | None = None
     """Optimizer steps, instead of `epochs`."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of activations and matrix products; master weights, moments and sums are float32."""
     remat: Literal["none", "block"] = "block"
     """What the backward pass computes again: nothing, or every block from its input."""
-    validate_every: int = 200
+    validate_every: _Count = 200
     """Steps between validations (and at the end)."""
-    save_every: int = 200
+    save_every: _Count = 200
     """Steps between checkpoints (and at the end)."""
-    keep: int = 2
+    keep: _Count = 2
     """Latest checkpoints kept, besides the best by validation loss."""
 
 
@@ -172,11 +179,11 @@ class EvaluationConfig:
     """Languages compared with the pivot; empty: all in the file."""
     pivot: str = "en"
     """The language that every other one is retrieved from and to."""
-    limit: int = 1000
+    limit: _Count = 1000
     """Most sentences a language."""
     compare: tuple[str, ...] = ()
     """Further models side by side, given as `--model` is."""
-    rows: int = 32
+    rows: _Count = 32
     """Packed rows encoded at a time, over all devices."""
 
 
@@ -190,7 +197,7 @@ class ExportConfig:
     """Folder to write; unset: `export` in the run's folder."""
     dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """Type of the written weights; original: that of the model training began from."""
-    shard_gb: float = 5.0
+    shard_gb: _Positive = 5.0
     """Largest safetensors file, in GB (1e9 bytes)."""
 
 
@@ -209,7 +216,7 @@ class Config:
     model: str | None = None
     """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from
     `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
-    seed: int = 0
+    seed: _Size = 0
     """Seed of the data order and of the pair classifier's initial weights."""
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -236,6 +243,21 @@ def from_json(text: str, where: str) -> Config:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{where}: {field}: {first['msg']}") from None
+
+
+def check(config: Config) -> Config:
+    """`config`, if every value is in its field's range; neither flags nor files of `configs/` are checked before.
+
+    Raises:
+      UserError: names the flag, its value and what it has to be.
+    """
+    try:
+        pydantic.TypeAdapter(Config).validate_python(dataclasses.asdict(config))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        flag = ".".join(map(str, first["loc"])).replace("_", "-")
+        raise UserError(f"--{flag}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    return config
 
 
 def load(path: str) -> Config:

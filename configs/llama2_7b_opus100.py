@@ -13,8 +13,8 @@ Published as 128 examples a step, here as rows: 32 rows of 512 tokens hold about
 included. `--stage=prepare` shows how many examples and steps your text gives.
 
 Our choice: English with ar, de, es, fr, hi, ru, tr, vi and zh, and half translations in stage 2. You provide OPUS-100
-in data/opus100, as Moses pairs (train.de-en.de, train.de-en.en) or TSV (de-en.train.tsv: a German and an English
-column), and Bactrian-X in data/bactrian_x (de.json).
+in data/opus100, as Moses pairs (opus.de-en-train.de, opus.de-en-train.en) or TSV (de-en.train.tsv: a German and an
+English column), and Bactrian-X in data/bactrian_x (de.json).
 """
 
 from alignx_jax.config import Config, DataConfig

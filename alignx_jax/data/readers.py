@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -120,9 +121,9 @@ def read_multiway(file: pathlib.Path) -> Iterator[dict[str, str]]:
 
 
 def _of_folder(folder: pathlib.Path, readable) -> list[pathlib.Path]:
-    """The readable files of a folder, sorted; only those for training where any file's name has a part `train`."""
+    """The readable files of a folder, sorted; only those for training where any file's name says `train`."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and readable(file))
-    train = [file for file in files if "train" in file.name.split(".")]
+    train = [file for file in files if "train" in re.split(r"[.-]", file.name)]
     if not files:
         raise UserError(f"{folder}: no file here that can be read; see docs/data.md for the formats")
     return train or files
@@ -133,8 +134,8 @@ def _kind(file: pathlib.Path) -> str:
 
 
 def _pair_in(part: str) -> tuple[str, str] | None:
-    """The two language codes of a part of a file name such as `de-en`."""
-    left, dash, right = part.partition("-")
+    """The two language codes of a part of a file name such as `de-en`, or `de-en-train` as OPUS-100 has it."""
+    left, dash, right = part.removesuffix("-train").partition("-")
     try:
         return (left, right) if dash and normalize(left) and normalize(right) else None
     except UserError:

@@ -30,7 +30,9 @@ def next_token(
         Columns from `vocab_size` on are padding and get no probability.
     """
     labels_RxT, weights_RxT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens_RxT, loss_weights_RxT))
-    return _cross_entropy(hidden_RxTxD, kernel_DxV, labels_RxT, weights_RxT, vocab_size, min(chunk, labels_RxT.shape[1]))
+    return _cross_entropy(
+        hidden_RxTxD, kernel_DxV, labels_RxT, weights_RxT, vocab_size, min(chunk, labels_RxT.shape[1])
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

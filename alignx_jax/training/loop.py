@@ -18,6 +18,7 @@ from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
+from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import DecoderConfig
 from alignx_jax.training import metrics, optimizer, progress, runs, state
 from alignx_jax.training import step as steps
@@ -115,10 +116,15 @@ def train(
             "no pair ever meets another, so the contrastive loss has no negatives; raise --training.rows, lower "
             "--training.accumulation, or set --objective.negatives=global"
         )
-    runs.claim(folder, config, source, {c.source: c.fingerprint for c in data.corpora})
+    corpora = {c.source: c.fingerprint for c in data.corpora}
+    decoder = None
+    if not runs.can_continue(folder, config, corpora):
+        decoder = source.load(mesh)  # before the folder is there: a spoilt model leaves none behind
+        runs.claim(folder, config, source, corpora)
     stage = _Stage(config, folder, plan, data, mesh, console)
     try:
-        stage.start(source)
+        stage.start(source, decoder)
+        del decoder  # its arrays are donated to the first step
         stage.run(title)
         return stage.result()
     finally:
@@ -142,8 +148,8 @@ class _Stage:
         self.log: metrics.MetricsLog | None = None
         self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
 
-    def start(self, source: runs.Source) -> None:
-        """Restores the newest checkpoint, or loads the model to start from and validates it."""
+    def start(self, source: runs.Source, decoder: Decoder | None) -> None:
+        """Restores the newest checkpoint, or begins with the decoder (loaded if it is not yet) and validates it."""
         tx = optimizer.adamw(self.config.optimizer, self.last)
         width = self.config.objective.language_matching.width if "language_matching" in self.plan.weights else None
         build = functools.partial(state.build, classifier_width=width, seed=self.config.seed)
@@ -158,7 +164,8 @@ class _Stage:
             self.state = self.checkpoints.restore(self.first, like)
             self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}", soft_wrap=True)
         else:
-            self.state = state.create(state.split(build(source.load(self.mesh)))[1], tx, self.mesh)
+            decoder = decoder or source.load(self.mesh)
+            self.state = state.create(state.split(build(decoder))[1], tx, self.mesh)
             if not metrics.read(self.folder, "validation"):
                 self.validate(0)
 

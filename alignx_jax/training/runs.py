@@ -99,8 +99,8 @@ def _finished(folder: pathlib.Path) -> pathlib.Path:
     return folder / "checkpoints"
 
 
-def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
-    """Makes `folder` a stage's folder of `config`, or continues it.
+def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> bool:
+    """Whether `folder` is a stage's folder of `config` already; a new or empty one is not.
 
     Args:
       corpora: fingerprint of each source of data.
@@ -119,9 +119,14 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
         known = json.loads((folder / "corpora.json").read_text(encoding="utf-8"))
         if changed := sorted(k for k in corpora if known.get(k) != corpora[k]):
             raise UserError(f"{folder} was begun with other content of {', '.join(changed)}; give another --run")
-        return
+        return True
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
+    return False
+
+
+def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
+    """Makes `folder`, new or empty, the folder of a stage; it is whole or not there."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "huggingface").mkdir(parents=True)

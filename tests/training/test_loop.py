@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,8 +120,7 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_ends(tmp_path, c
     assert killed == 3 and "continuing" in out
     whole, again = tmp_path / "whole" / "stage1", tmp_path / "killed" / "stage1"
     assert records(whole) == records(again)
-    for a, b in zip(parameters(whole, 24), parameters(again, 24), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(parameters(whole, 24), parameters(again, 24))
 
 
 @pytest.mark.slow

@@ -1,0 +1,269 @@
+"""Our stage-1 step beside the published one in plain PyTorch: useful tokens a second and peak memory, as ratios.
+
+python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--examples 128] [--rounds 3] [--save FILE]
+
+Both sides take the same random Llama, the same classifier, the same real sentences in the same optimizer steps
+(forward, backward, clipping, AdamW), float32, the same cores. The baseline (torch_reference.py) pads micro-batches of
+16, as published; ours packs. Every measurement is a fresh process: one step to warm up (and compile), one timed; the
+sides take turns, so that what else the machine does hits both. First the losses of 16 examples are compared: the
+two have to compute the same. Useful tokens are those that are no padding, the same on both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+SIDES = {
+    "torch": "PyTorch, padded (published)",
+    "unpacked": "ours, one example a row",
+    "packed": "ours, packed",
+}
+MICRO_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    parallel: tuple[str, ...]
+    """Parallel text, as for `--data.parallel` of run.py."""
+    tokenizer: str
+    """Folder with a tokenizer."""
+    examples: int = 128
+    """Examples an optimizer step, a multiple of 16."""
+    rounds: int = 3
+    """Measurements of each side."""
+    hidden_size: int = 256
+    layers: int = 8
+    save: str | None = None
+    """JSON file to write."""
+
+
+def prepare(options: Options, work: pathlib.Path) -> None:
+    """The model, the classifier and two steps' examples for each round, in `work`."""
+    import jax
+    from flax import nnx
+
+    from alignx_jax.config import DataConfig
+    from alignx_jax.data import corpora, examples, prompts, tokenizer
+    from alignx_jax.training import state
+    from benchmarks import random_llama
+
+    jax.config.update("jax_platforms", "cpu")
+    make = random_llama.Options(pathlib.Path(options.tokenizer), work / "model", options.hidden_size, options.layers)
+    count = random_llama.make(make)
+    classifier = state.PairClassifier(options.hidden_size, 128, rngs=nnx.Rngs(0))
+    np.savez(work / "classifier.npz", **{k: np.asarray(getattr(classifier, k)) for k in ("gate", "up", "down")})
+    settings, rng, pool = DataConfig(), np.random.default_rng(0), []
+    for source in options.parallel:
+        corpus = corpora.prepare("parallel", source, pathlib.Path(settings.cache), "stop")
+        encoded = examples.encode(corpus, tokenizer.load(options.tokenizer), prompts.load("alpaca"), settings)
+        for entry in encoded.index[rng.choice(len(encoded.index), options.examples * (options.rounds + 1))]:
+            tokens = encoded.tokens[entry["start"] : entry["start"] + entry["length"]]
+            languages = [encoded.languages[entry[k]] for k in ("source_language", "target_language")]
+            spans = [int(entry[k]) for k in ("source_start", "source_end", "target_start", "target_end")]
+            pool.append({"tokens": tokens.tolist(), "spans": spans, "languages": languages})
+    codes = sorted({code for example in pool for code in example["languages"]})
+    chosen = [pool[i] for i in rng.permutation(len(pool))[: options.examples * (options.rounds + 1)]]
+    for example in chosen:
+        example["languages"] = [codes.index(code) for code in example["languages"]]
+    (work / "examples.json").write_text(json.dumps(chosen))
+    (work / "facts.json").write_text(json.dumps({"parameters": count, "languages": codes}))
+
+
+def run_torch(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bool) -> dict:
+    """Times the last of `steps`; or, to check, the losses of the first micro-batch with BOS no label."""
+    import torch
+
+    from benchmarks import torch_reference as published
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = published.AlignXTorch(work / "model", layers // 2)
+    kernels = np.load(work / "classifier.npz")
+    for name in ("gate", "up", "down"):
+        getattr(model.language_matching_classifier, f"{name}_proj").weight.data = torch.tensor(kernels[name].T.copy())
+    optimizer, scheduler = published.optimizer_and_schedule(model, 1e-4, 2, 100)
+
+    def batch(examples: list[dict]) -> dict:
+        rows = []
+        for e in examples:
+            index = np.zeros(len(e["tokens"]), int)
+            index[e["spans"][0] : e["spans"][1]], index[e["spans"][2] : e["spans"][3]] = 1, 2
+            languages = dict(zip(("src_lang", "tgt_lang"), e["languages"], strict=True))
+            rows.append({"input_ids": e["tokens"], "src_tgt_index": index.tolist(), **languages})
+        return published.collate(rows, 0)
+
+    if check:
+        first = batch(steps[0][:MICRO_BATCH])
+        first["labels"][torch.arange(MICRO_BATCH), first["attention_mask"].argmax(dim=1)] = published.IGNORED
+        with torch.no_grad():
+            return {k: float(v) for k, v in model(first).items()}
+    micro_batches = [[batch(step[n : n + MICRO_BATCH]) for n in range(0, len(step), MICRO_BATCH)] for step in steps]
+    places = sum(b["input_ids"].numel() for b in micro_batches[-1])
+
+    def once(batches) -> None:
+        float(published.train_step(model, optimizer, scheduler, batches)["grad_norm"])
+
+    return timed(once, micro_batches) | {"places": places}
+
+
+def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bool, packed: bool) -> dict:
+    """The same with our step."""
+    import jax
+    import jax.numpy as jnp
+
+    from alignx_jax import sharding
+    from alignx_jax.config import ObjectiveConfig, OptimizerConfig
+    from alignx_jax.data import packing
+    from alignx_jax.models import huggingface
+    from alignx_jax.training import optimizer, state
+    from alignx_jax.training import step as training
+
+    jax.config.update("jax_platforms", "cpu")
+    if check:
+        steps = [steps[0][:MICRO_BATCH]]
+    lengths = [np.array([len(e["tokens"]) for e in step]) for step in steps]
+    width, slots = (512, 16) if packed else (-(-max(map(max, lengths)) // 8) * 8, 1)
+    plans = [packing.plan(n, width, slots, np.arange(len(n))) for n in lengths]
+    rows = max(map(len, plans))
+
+    def batch(step: list[dict], plan: packing.Rows):
+        def pack(e: dict) -> packing.PackedExample:
+            a, b, c, d = e["spans"]
+            return packing.PackedExample(np.array(e["tokens"]), 1, (a, b), (c, d), tuple(e["languages"]), (0, 0))
+
+        members = [plan[r] if r < len(plan) else [] for r in range(rows)]
+        made = [packing.assemble([pack(step[n]) for n in row], width, slots) for row in members]
+        return jax.tree.map(lambda *x: np.stack(x), *made)
+
+    batches = [batch(step, plan) for step, plan in zip(steps, plans, strict=True)]
+    mesh = sharding.make_mesh("1x1")
+    with jax.set_mesh(mesh):
+        model = state.build(huggingface.load(work / "model", mesh), 128, seed=0)
+        kernels = np.load(work / "classifier.npz")
+        for name in ("gate", "up", "down"):
+            getattr(model.classifier, name).set_value(jnp.asarray(kernels[name]))
+        recipe = training.Recipe(
+            objective=ObjectiveConfig(duplicates="keep"),
+            contrastive_layer=layers // 2,
+            matching_layer=layers,
+            pairs=True,
+            groups=1,
+            group_pairs=len(steps[0]),
+            accumulation=1,
+            compute_dtype=jnp.dtype("float32"),
+            remat="none",
+        )
+        graph, params = state.split(model)
+        if check:
+            _, losses = jax.jit(functools.partial(training.gradients, graph=graph, recipe=recipe))(params, batches[0])
+            return {k: float(losses[k]) for k in ("loss", "next_token", "contrastive", "language_matching")}
+        settings = OptimizerConfig(learning_rate=1e-4, warmup_steps=2)
+        now = [state.create(params, optimizer.adamw(settings, 100), mesh)]
+        update = training.compiled_for(now[0], graph=graph, recipe=recipe, config=settings, steps=100)
+
+        def once(rows) -> None:
+            now[0], metrics = update(now[0], jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows))
+            float(metrics["gradient_norm"])
+
+        return timed(once, batches) | {"places": rows * width}
+
+
+def timed(once, batches: list) -> dict:
+    """Warms up on all batches but the last, times that; memory from before the first step to the peak."""
+    before, start = _rss(), time.perf_counter()
+    for batch in batches[:-1]:
+        once(batch)
+    warm = time.perf_counter()
+    once(batches[-1])
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": end - warm, "warm_up": warm - start, "peak_mib": peak, "grown_mib": peak - before}
+
+
+def _rss() -> float:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def work(folder: str, side: str, layers: int, examples: int, number: int) -> None:
+    """A measuring process: prints its figures as JSON. Round -1 is the check."""
+    everything = json.loads((pathlib.Path(folder) / "examples.json").read_text())
+    steps = [everything[:examples], everything[examples * (max(number, 0) + 1) :][:examples]]
+    arguments = pathlib.Path(folder), layers, steps, number < 0
+    found = run_torch(*arguments) if side == "torch" else run_ours(*arguments, packed=side == "packed")
+    useful = sum(len(e["tokens"]) for e in steps[1])
+    print(json.dumps(found | {"useful": useful}))
+
+
+def measure(folder: str, side: str, options: Options, number: int) -> dict:
+    arguments = [folder, side, str(options.layers), str(options.examples), str(number)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step", "--work", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def main(options: Options) -> None:
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(options, pathlib.Path(folder))
+        facts = json.loads((pathlib.Path(folder) / "facts.json").read_text())
+        theirs, ours = (measure(folder, side, options, -1) for side in ("torch", "packed"))
+        for name in ("next_token", "contrastive", "language_matching"):
+            console.print(f"{name}: PyTorch {theirs[name]:.6f}, ours {ours[name]:.6f}", highlight=False)
+            if abs(theirs[name] - ours[name]) > 1e-4 * abs(theirs[name]):
+                sys.exit(f"{name} differs: the two sides do not compute the same")
+        rounds = []
+        for number in range(options.rounds):
+            rounds.append({side: measure(folder, side, options, number) for side in SIDES})
+            console.print(f"round {number + 1} of {options.rounds}", highlight=False)
+    table = Table(
+        title=f"one optimizer step of {options.examples} examples, {facts['parameters'] / 1e6:.1f} M parameters"
+    )
+    for name in ("", "useful tokens/s", "ratio", "peak MiB above start", "ratio", "padding"):
+        table.add_column(name, justify="right" if name else "left")
+    for side, name in SIDES.items():
+        speed = [r[side]["useful"] / r[side]["seconds"] for r in rounds]
+        faster = [r["torch"]["seconds"] / r[side]["seconds"] for r in rounds]
+        memory = [r[side]["grown_mib"] for r in rounds]
+        smaller = [r["torch"]["grown_mib"] / r[side]["grown_mib"] for r in rounds]
+        padding = [1 - r[side]["useful"] / r[side]["places"] for r in rounds]
+        columns = spread(speed, 0), spread(faster, 2), spread(memory, 0), spread(smaller, 2)
+        table.add_row(name, *columns, f"{statistics.median(padding):.0%}")
+    console.print(table)
+    cores = len(os.sched_getaffinity(0))
+    line = f"{datetime.date.today()}, {platform.machine()}, {cores} cores; median (range) of {options.rounds} rounds"
+    console.print(line, highlight=False)
+    if options.save:
+        record = {"options": dataclasses.asdict(options), "machine": line, **facts, "rounds": rounds}
+        record["options"] |= {"parallel": len(options.parallel), "tokenizer": pathlib.Path(options.tokenizer).name}
+        pathlib.Path(options.save).write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    else:
+        main(tyro.cli(Options))
