@@ -341,3 +341,11 @@ def test_as_a_command(tmp_path, flags, code, says):
     assert says in done.stderr and "Traceback" not in done.stderr and says not in done.stdout
     assert code == 2 or done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_samples_settings_are_for_the_sample(tmp_path):
+    """They are the default; other data without a configuration would be trained with a toy's learning rate."""
+    with pytest.raises(configs.UserError, match=r"--data\.parallel is given without --config.*give --config="):
+        run.parse(["--data.parallel", "my.tsv"])
+    assert run.parse(["--data.parallel", "my.tsv", f"--config={SAMPLE}"]).data.parallel == ("my.tsv",)
+    assert run.parse(["--stage=evaluate", "--data.parallel", "my.tsv"]).data.parallel == ("my.tsv",)

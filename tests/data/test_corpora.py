@@ -73,6 +73,15 @@ def test_moses_pairs(tmp_path):
     assert _all(_prepare(tmp_path, tmp_path)) == _expected("de")  # as a folder
 
 
+def test_moses_pairs_under_their_names_in_opus_100(tmp_path):
+    for part in ("dev", "train"):
+        for side, lines in zip(("de", "en"), zip(*PAIRS, strict=True), strict=True):
+            text = "".join(f"{line} {part}\n" for line in lines)
+            (tmp_path / f"opus.de-en-{part}.{side}").write_text(text, encoding="utf-8")
+    corpus = _prepare(tmp_path, tmp_path)
+    assert _all(corpus) == [("de", "en", f"{s} train", f"{t} train") for s, t in PAIRS]
+
+
 @pytest.mark.parametrize("longer", ["de", "en"])
 def test_moses_sides_of_unequal_length(tmp_path, longer):
     for side in ("de", "en"):
