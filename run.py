@@ -190,7 +190,12 @@ def evaluate(session: Session, models: list[str]) -> None:
             dtype=jnp.dtype(session.config.training.compute_dtype),
         )
         found[source.name] = (layer, alignment.retrieval(vectors, options.pivot))
-    session.console.print(_retrieval_table(found, options.pivot, len(sentences[options.pivot])))
+    chance = 100 / len(sentences[options.pivot])
+    session.line(
+        "retrieval", f"between {options.pivot} and each language at the aligned layer, sentences encoded apart;"
+    )
+    session.line("", f"accuracy@1 in %, mean of both directions; chance is {chance:.1f}")
+    session.console.print(_retrieval_table(found))
     session.run.mkdir(parents=True, exist_ok=True)
     record = {
         name: {"align_layer": layer, "retrieval": [dataclasses.asdict(r) for r in results]}
@@ -201,14 +206,10 @@ def evaluate(session: Session, models: list[str]) -> None:
     session.line("results", str(path))
 
 
-def _retrieval_table(found: dict[str, tuple[int, list[alignment.Retrieval]]], pivot: str, count: int) -> Table:
-    """A column for each model, a row for each language."""
-    table = Table(
-        title=f"bitext retrieval between {pivot} and each language, at the aligned layer\n"
-        f"accuracy@1 in %, mean of both directions; chance is {100 / count:.1f}",
-        title_justify="left",
-    )
-    table.add_column("")
+def _retrieval_table(found: dict[str, tuple[int, list[alignment.Retrieval]]]) -> Table:
+    """Accuracy in %: a column for each model, a row for each language."""
+    table = Table()
+    table.add_column("language")
     for name, (layer, _) in found.items():
         table.add_column(f"{name}\nlayer {layer}", justify="right")
     columns = [[100 * r.mean[layer] for r in results] for layer, results in found.values()]

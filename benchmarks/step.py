@@ -4,9 +4,10 @@ python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--examples 128]
 
 Both sides take the same random Llama, the same classifier, the same real sentences in the same optimizer steps
 (forward, backward, clipping, AdamW), float32, the same cores. The baseline (torch_reference.py) pads micro-batches of
-16, as published; ours packs. Every measurement is a fresh process: one step to warm up (and compile), one timed; the
-sides take turns, so that what else the machine does hits both. First the losses of 16 examples are compared: the
-two have to compute the same. Useful tokens are those that are no padding, the same on both sides.
+16, as published; ours packs, in as many micro-batches. Every measurement is a fresh process: one step to warm up (and
+compile), one timed; the sides take turns, so that what else the machine does hits both. First the losses of 16
+examples are compared: the two have to compute the same. Useful tokens are those that are no padding, the same on both
+sides.
 """
 
 from __future__ import annotations
@@ -138,9 +139,10 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bo
     if check:
         steps = [steps[0][:MICRO_BATCH]]
     lengths = [np.array([len(e["tokens"]) for e in step]) for step in steps]
-    width, slots = (512, 16) if packed else (-(-max(map(max, lengths)) // 8) * 8, 1)
+    width, slots = (512, 16) if packed else (-(-max(int(n.max()) for n in lengths) // 8) * 8, 1)
     plans = [packing.plan(n, width, slots, np.arange(len(n))) for n in lengths]
-    rows = max(map(len, plans))
+    micro_batches = -(-len(steps[0]) // MICRO_BATCH)
+    rows = -(-max(map(len, plans)) // micro_batches) * micro_batches
 
     def batch(step: list[dict], plan: packing.Rows):
         def pack(e: dict) -> packing.PackedExample:
@@ -164,8 +166,8 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bo
             matching_layer=layers,
             pairs=True,
             groups=1,
-            group_pairs=len(steps[0]),
-            accumulation=1,
+            group_pairs=min(len(steps[0]), slots * rows // micro_batches),
+            accumulation=micro_batches,
             compute_dtype=jnp.dtype("float32"),
             remat="none",
         )
@@ -226,7 +228,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def main(options: Options) -> None:
-    console = Console()
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, pathlib.Path(folder))
         facts = json.loads((pathlib.Path(folder) / "facts.json").read_text())
@@ -254,7 +256,9 @@ def main(options: Options) -> None:
         table.add_row(name, *columns, f"{statistics.median(padding):.0%}")
     console.print(table)
     cores = len(os.sched_getaffinity(0))
-    line = f"{datetime.date.today()}, {platform.machine()}, {cores} cores; median (range) of {options.rounds} rounds"
+    line = (
+        f"{datetime.date.today()}, {platform.machine()}, {cores} shared cores; median (range), {options.rounds} rounds"
+    )
     console.print(line, highlight=False)
     if options.save:
         record = {"options": dataclasses.asdict(options), "machine": line, **facts, "rounds": rounds}

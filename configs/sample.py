@@ -19,7 +19,7 @@ config = Config(
         validation=100,
         instruction_weights=(4.0,),
     ),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
+    optimizer=OptimizerConfig(learning_rate=6e-3, warmup_steps=10),
     training=TrainingConfig(
         rows=16, epochs=1.0, compute_dtype="float32", remat="none", validate_every=50, save_every=50
     ),
