@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # By the last names of a parameter's path. A leading [L] is the stacked layers, never sharded: scan slices it.
 _PARAMETERS: dict[tuple[str, ...], P] = {
     ("embedding",): P("model", "data"),  # [V,D]
-    ("output",): P("data", "model"),  # [D,V]
+    ("output",): P("model", "data"),  # [V,D]
     ("norm",): P(None),  # [D]
     ("layers", "attention_norm"): P(None, None),  # [L,D]
     ("layers", "query"): P(None, "data", "model", None),  # [L,D,H,h]

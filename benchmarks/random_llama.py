@@ -27,7 +27,7 @@ class Options:
     """Folder to write."""
     hidden_size: int = 256
     layers: int = 8
-    heads: int = 8
+    heads: int = 4
     seed: int = 0
 
 

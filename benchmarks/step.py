@@ -1,13 +1,13 @@
 """Our stage-1 step beside the published one in plain PyTorch: useful tokens a second and peak memory, as ratios.
 
-python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--examples 128] [--rounds 3] [--save FILE]
+python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--rows 16] [--rounds 3] [--save FILE]
 
 Both sides take the same random Llama, the same classifier, the same real sentences in the same optimizer steps
 (forward, backward, clipping, AdamW), float32, the same cores. The baseline (torch_reference.py) pads micro-batches of
-16, as published; ours packs, in as many micro-batches. Every measurement is a fresh process: one step to warm up (and
-compile), one timed; the sides take turns, so that what else the machine does hits both. First the losses of 16
-examples are compared: the two have to compute the same. Useful tokens are those that are no padding, the same on both
-sides.
+at most 16 examples, as published. Ours takes the rows that the training plan packs them into, `ROWS` a micro-batch.
+Every measurement is a fresh process: one step to warm up (and compile), then two that are timed; the sides take turns,
+so that what else the machine does hits both. First the losses of 16 examples are compared: the two have to compute
+the same. Useful tokens are those that are no padding, the same on both sides.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ SIDES = {
     "packed": "ours, packed",
 }
 MICRO_BATCH = 16
+"""Examples, of the published step and of one example a row."""
+ROWS, WIDTH, SLOTS = 4, 512, 16
+"""Of a packed micro-batch: rows, tokens a row, most examples a row."""
+TIMED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Options:
     """Parallel text, as for `--data.parallel` of run.py."""
     tokenizer: str
     """Folder with a tokenizer."""
-    examples: int = 128
-    """Examples an optimizer step, a multiple of 16."""
+    rows: int = 16
+    """Packed rows an optimizer step, a multiple of 4."""
     rounds: int = 3
     """Measurements of each side."""
     hidden_size: int = 256
@@ -61,7 +65,7 @@ def prepare(options: Options, work: pathlib.Path) -> None:
     from flax import nnx
 
     from alignx_jax.config import DataConfig
-    from alignx_jax.data import corpora, examples, prompts, tokenizer
+    from alignx_jax.data import corpora, examples, packing, prompts, tokenizer
     from alignx_jax.training import state
     from benchmarks import random_llama
 
@@ -74,21 +78,24 @@ def prepare(options: Options, work: pathlib.Path) -> None:
     for source in options.parallel:
         corpus = corpora.prepare("parallel", source, pathlib.Path(settings.cache), "stop")
         encoded = examples.encode(corpus, tokenizer.load(options.tokenizer), prompts.load("alpaca"), settings)
-        for entry in encoded.index[rng.choice(len(encoded.index), options.examples * (options.rounds + 1))]:
+        for entry in encoded.index[rng.choice(len(encoded.index), packing.WINDOW // len(options.parallel))]:
             tokens = encoded.tokens[entry["start"] : entry["start"] + entry["length"]]
             languages = [encoded.languages[entry[k]] for k in ("source_language", "target_language")]
             spans = [int(entry[k]) for k in ("source_start", "source_end", "target_start", "target_end")]
             pool.append({"tokens": tokens.tolist(), "spans": spans, "languages": languages})
     codes = sorted({code for example in pool for code in example["languages"]})
-    chosen = [pool[i] for i in rng.permutation(len(pool))[: options.examples * (options.rounds + 1)]]
-    for example in chosen:
+    for example in pool:
         example["languages"] = [codes.index(code) for code in example["languages"]]
-    (work / "examples.json").write_text(json.dumps(chosen))
+    lengths = np.array([len(example["tokens"]) for example in pool])
+    plan = packing.plan(lengths, WIDTH, SLOTS, rng.permutation(len(pool)), seed=[0])
+    rows = [[pool[n] for n in plan[row]] for row in range((1 + TIMED) * options.rounds * options.rows)]
+    steps = [rows[n : n + options.rows] for n in range(0, len(rows), options.rows)]
+    (work / "steps.json").write_text(json.dumps(steps))
     (work / "facts.json").write_text(json.dumps({"parameters": count, "languages": codes}))
 
 
-def run_torch(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bool) -> dict:
-    """Times the last of `steps`; or, to check, the losses of the first micro-batch with BOS no label."""
+def run_torch(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], check: bool) -> dict:
+    """Times all `steps` but the first; or, to check, the losses of the first examples with BOS no label."""
     import torch
 
     from benchmarks import torch_reference as published
@@ -109,13 +116,14 @@ def run_torch(work: pathlib.Path, layers: int, steps: list[list[dict]], check: b
             rows.append({"input_ids": e["tokens"], "src_tgt_index": index.tolist(), **languages})
         return published.collate(rows, 0)
 
+    steps = [mixed(step) for step in steps]
     if check:
         first = batch(steps[0][:MICRO_BATCH])
         first["labels"][torch.arange(MICRO_BATCH), first["attention_mask"].argmax(dim=1)] = published.IGNORED
         with torch.no_grad():
             return {k: float(v) for k, v in model(first).items()}
-    micro_batches = [[batch(step[n : n + MICRO_BATCH]) for n in range(0, len(step), MICRO_BATCH)] for step in steps]
-    places = sum(b["input_ids"].numel() for b in micro_batches[-1])
+    micro_batches = [[batch(part) for part in np.array_split(s, -(-len(s) // MICRO_BATCH))] for s in steps]
+    places = sum(b["input_ids"].numel() for step in micro_batches[1:] for b in step)
 
     def once(batches) -> None:
         float(published.train_step(model, optimizer, scheduler, batches)["grad_norm"])
@@ -123,7 +131,13 @@ def run_torch(work: pathlib.Path, layers: int, steps: list[list[dict]], check: b
     return timed(once, micro_batches) | {"places": places}
 
 
-def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bool, packed: bool) -> dict:
+def mixed(step: list[list[dict]]) -> list[dict]:
+    """The examples of a step's rows, in random order."""
+    examples = [example for row in step for example in row]
+    return [examples[n] for n in np.random.default_rng(0).permutation(len(examples))]
+
+
+def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], check: bool, packed: bool) -> dict:
     """The same with our step."""
     import jax
     import jax.numpy as jnp
@@ -136,24 +150,26 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bo
     from alignx_jax.training import step as training
 
     jax.config.update("jax_platforms", "cpu")
+    width, slots, micro_rows = WIDTH, SLOTS, ROWS
     if check:
-        steps = [steps[0][:MICRO_BATCH]]
-    lengths = [np.array([len(e["tokens"]) for e in step]) for step in steps]
-    width, slots = (512, 16) if packed else (-(-max(int(n.max()) for n in lengths) // 8) * 8, 1)
-    plans = [packing.plan(n, width, slots, np.arange(len(n))) for n in lengths]
-    micro_batches = -(-len(steps[0]) // MICRO_BATCH)
-    rows = -(-max(map(len, plans)) // micro_batches) * micro_batches
+        first = mixed(steps[0])[:MICRO_BATCH]
+        steps = [[first[n :: 2 * ROWS] for n in range(2 * ROWS)]]
+    if not packed:
+        steps = [[[example] for row in step for example in row] for step in steps]
+        width = -(-max(len(e["tokens"]) for step in steps for (e,) in step) // 8) * 8
+        slots, micro_rows = 1, MICRO_BATCH
+    micro_batches = -(-max(map(len, steps)) // micro_rows)
+    rows = micro_batches * micro_rows
 
-    def batch(step: list[dict], plan: packing.Rows):
-        def pack(e: dict) -> packing.PackedExample:
-            a, b, c, d = e["spans"]
-            return packing.PackedExample(np.array(e["tokens"]), 1, (a, b), (c, d), tuple(e["languages"]), (0, 0))
+    def pack(e: dict) -> packing.PackedExample:
+        a, b, c, d = e["spans"]
+        return packing.PackedExample(np.array(e["tokens"]), 1, (a, b), (c, d), tuple(e["languages"]), (0, 0))
 
-        members = [plan[r] if r < len(plan) else [] for r in range(rows)]
-        made = [packing.assemble([pack(step[n]) for n in row], width, slots) for row in members]
+    def batch(step: list[list[dict]]):
+        made = [packing.assemble([pack(e) for e in row], width, slots) for row in step + [[]] * (rows - len(step))]
         return jax.tree.map(lambda *x: np.stack(x), *made)
 
-    batches = [batch(step, plan) for step, plan in zip(steps, plans, strict=True)]
+    batches = [batch(step) for step in steps]
     mesh = sharding.make_mesh("1x1")
     with jax.set_mesh(mesh):
         model = state.build(huggingface.load(work / "model", mesh), 128, seed=0)
@@ -166,13 +182,14 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bo
             matching_layer=layers,
             pairs=True,
             groups=1,
-            group_pairs=min(len(steps[0]), slots * rows // micro_batches),
+            group_pairs=micro_rows * slots,
             accumulation=micro_batches,
             compute_dtype=jnp.dtype("float32"),
             remat="none",
         )
         graph, params = state.split(model)
         if check:
+            recipe = dataclasses.replace(recipe, accumulation=1, group_pairs=rows * slots)
             _, losses = jax.jit(functools.partial(training.gradients, graph=graph, recipe=recipe))(params, batches[0])
             return {k: float(losses[k]) for k in ("loss", "next_token", "contrastive", "language_matching")}
         settings = OptimizerConfig(learning_rate=1e-4, warmup_steps=2)
@@ -183,16 +200,16 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[dict]], check: bo
             now[0], metrics = update(now[0], jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows))
             float(metrics["gradient_norm"])
 
-        return timed(once, batches) | {"places": rows * width}
+        return timed(once, batches) | {"places": rows * width * TIMED}
 
 
 def timed(once, batches: list) -> dict:
-    """Warms up on all batches but the last, times that; memory from before the first step to the peak."""
+    """Warms up on the first batch, times the others; memory from before the first step to the peak."""
     before, start = _rss(), time.perf_counter()
-    for batch in batches[:-1]:
-        once(batch)
+    once(batches[0])
     warm = time.perf_counter()
-    once(batches[-1])
+    for batch in batches[1:]:
+        once(batch)
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": end - warm, "warm_up": warm - start, "peak_mib": peak, "grown_mib": peak - before}
@@ -203,18 +220,18 @@ def _rss() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def work(folder: str, side: str, layers: int, examples: int, number: int) -> None:
+def work(folder: str, side: str, layers: int, number: int) -> None:
     """A measuring process: prints its figures as JSON. Round -1 is the check."""
-    everything = json.loads((pathlib.Path(folder) / "examples.json").read_text())
-    steps = [everything[:examples], everything[examples * (max(number, 0) + 1) :][:examples]]
+    everything = json.loads((pathlib.Path(folder) / "steps.json").read_text())
+    steps = everything[max(number, 0) * (1 + TIMED) :][: 1 + TIMED]
     arguments = pathlib.Path(folder), layers, steps, number < 0
     found = run_torch(*arguments) if side == "torch" else run_ours(*arguments, packed=side == "packed")
-    useful = sum(len(e["tokens"]) for e in steps[1])
+    useful = sum(len(e["tokens"]) for step in steps[1:] for row in step for e in row)
     print(json.dumps(found | {"useful": useful}))
 
 
 def measure(folder: str, side: str, options: Options, number: int) -> dict:
-    arguments = [folder, side, str(options.layers), str(options.examples), str(number)]
+    arguments = [folder, side, str(options.layers), str(number)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.step", "--work", *arguments], capture_output=True, text=True, check=False
     )
@@ -241,9 +258,7 @@ def main(options: Options) -> None:
         for number in range(options.rounds):
             rounds.append({side: measure(folder, side, options, number) for side in SIDES})
             console.print(f"round {number + 1} of {options.rounds}", highlight=False)
-    table = Table(
-        title=f"one optimizer step of {options.examples} examples, {facts['parameters'] / 1e6:.1f} M parameters"
-    )
+    table = Table(title=f"optimizer steps of {options.rows} packed rows, {facts['parameters'] / 1e6:.1f} M parameters")
     for name in ("", "useful tokens/s", "ratio", "peak MiB above start", "ratio", "padding"):
         table.add_column(name, justify="right" if name else "left")
     for side, name in SIDES.items():

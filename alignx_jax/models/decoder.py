@@ -19,6 +19,8 @@ from flax import nnx
 from alignx_jax import sharding
 from alignx_jax.models.families import DecoderConfig, Rope
 
+_MIN_QUERY_BLOCK, _MAX_QUERY_BLOCKS = 128, 16  # of attention, which is unrolled over them
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +62,80 @@ def _rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
     return (high * weight_D.astype(high.dtype)[None, None, :]).astype(x.dtype)
 
 
-def _rotate(x_RxTxHxh: jax.Array, angles_RxTxf: jax.Array) -> jax.Array:
+def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
     """Turns dimension i with dimension i + h/2, in the angles' precision."""
-    cos, sin = jnp.cos(angles_RxTxf)[:, :, None, :], jnp.sin(angles_RxTxf)[:, :, None, :]
-    first, second = jnp.split(x_RxTxHxh.astype(angles_RxTxf.dtype), 2, axis=-1)
+    cos, sin = cos_and_sin_2xRxTxf[:, :, :, None, :]
+    first, second = jnp.split(x_RxTxHxh.astype(cos.dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_RxTxHxh.dtype)
 
 
 def _attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
-    """[R,T,H,h]. Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits."""
+    """Causal, [R,T,H,h]: no query sees a later key, whatever the mask says.
+
+    Block after block of queries, each against the keys up to its end, so that half of the products are never formed;
+    the backward pass forms a block's products again, so that [T,S] is never kept.
+    """
     rows, length, heads, size = q_RxTxHxh.shape
-    kv_heads, high = k_RxSxKxh.shape[2], _high(q_RxTxHxh.dtype)
-    q_RxTxKxGxh = q_RxTxHxh.reshape(rows, length, kv_heads, heads // kv_heads, size)
-    logits_RxKxGxTxS = jnp.einsum("rtkgh,rskh->rkgts", q_RxTxKxGxh, k_RxSxKxh, preferred_element_type=high)
-    logits_RxKxGxTxS = jnp.where(mask_RxTxS[:, None, None], logits_RxKxGxTxS * size**-0.5, jnp.finfo(high).min)
-    probabilities = jax.nn.softmax(logits_RxKxGxTxS, axis=-1).astype(v_RxSxKxh.dtype)
-    return jnp.einsum("rkgts,rskh->rtkgh", probabilities, v_RxSxKxh).reshape(rows, length, heads, size)
+    kv_heads = k_RxSxKxh.shape[2]
+    q_RxKxGxTxh = jnp.moveaxis(q_RxTxHxh.reshape(rows, length, kv_heads, heads // kv_heads, size), 1, 3)
+    k_RxKxSxh, v_RxKxSxh = jnp.moveaxis(k_RxSxKxh, 1, 2), jnp.moveaxis(v_RxSxKxh, 1, 2)
+    block = max(_MIN_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
+    outputs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        outputs.append(
+            _attend(
+                q_RxKxGxTxh[:, :, :, start:end],
+                k_RxKxSxh[:, :, :end],
+                v_RxKxSxh[:, :, :end],
+                mask_RxTxS[:, start:end, :end],
+            )
+        )
+    output_RxKxGxTxh = jnp.concatenate(outputs, axis=3)
+    return jnp.moveaxis(output_RxKxGxTxh, 3, 1).reshape(rows, length, heads, size)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _attend(q_RxKxGxTxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+    """Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits."""
+    high = _high(q_RxKxGxTxh.dtype)
+    logits_RxKxGxTxS = jnp.einsum("rkgth,rksh->rkgts", q_RxKxGxTxh, k_RxKxSxh, preferred_element_type=high)
+    logits_RxKxGxTxS *= q_RxKxGxTxh.shape[-1] ** -0.5
+    logits_RxKxGxTxS = jnp.where(mask_RxTxS[:, None, None], logits_RxKxGxTxS, jnp.finfo(high).min)
+    probabilities = jax.nn.softmax(logits_RxKxGxTxS, axis=-1).astype(v_RxKxSxh.dtype)
+    return jnp.einsum("rkgts,rksh->rkgth", probabilities, v_RxKxSxh)
 
 
 def _linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
     """A product in the dtype of x, which the master weights are cast to."""
-    y = jnp.einsum(equation, x, weight[...].astype(x.dtype))
+    y = _product(equation, x, weight[...].astype(x.dtype))
     return y if bias is None else y + jnp.expand_dims(bias[...].astype(x.dtype), (0, 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum, whose gradient by the kernel takes x first.
+
+    JAX's own takes the gradient of y first. XLA then transposes that on a CPU, and with it computes again, element by
+    element, whatever it comes from: an MLP's backward pass took 1.4 times as long.
+    """
+    return jnp.einsum(equation, x, kernel)
+
+
+def _product_forward(equation: str, x: jax.Array, kernel: jax.Array):
+    return _product(equation, x, kernel), (x, kernel)
+
+
+def _product_backward(equation: str, inputs: tuple[jax.Array, jax.Array], of_y: jax.Array):
+    x, kernel = inputs
+    of_inputs, y_dims = equation.split("->")
+    x_dims, kernel_dims = of_inputs.split(",")
+    of_x = jnp.einsum(f"{y_dims},{kernel_dims}->{x_dims}", of_y, kernel)
+    return of_x, jnp.einsum(f"{x_dims},{y_dims}->{kernel_dims}", x, of_y)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _normal(config: DecoderConfig, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -113,14 +166,15 @@ class Blocks(nnx.Module):
         self.up, self.up_bias = normal(d, f), bias(config.mlp_bias, f)
         self.down, self.down_bias = normal(f, d), bias(config.mlp_bias, d)
 
-    def __call__(self, x_RxTxD: jax.Array, angles_RxTxf: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+    def __call__(self, x_RxTxD: jax.Array, cos_and_sin_2xRxTxf: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
         with jax.named_scope("attention"):
             y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm[...], self.config.norm_epsilon)
             q_RxTxHxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.query, self.query_bias)
             k_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.key, self.key_bias)
             v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
-            mixed_RxTxHxh = _attention(_rotate(q, angles_RxTxf), _rotate(k, angles_RxTxf), v, mask_RxTxS)
+            q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
+            mixed_RxTxHxh = _attention(q, k, v, mask_RxTxS)
             mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
             y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
@@ -147,12 +201,12 @@ class Decoder(nnx.Module):
         if config.tie_embeddings:
             self.output = None
         else:
-            self.output = nnx.Param(jnp.where(real_Vx1, _normal(config, rngs, vocabulary, dtype), 0).T)
+            self.output = nnx.Param(jnp.where(real_Vx1, _normal(config, rngs, vocabulary, dtype), 0))
 
     @property
-    def output_kernel(self) -> jax.Array:
-        """[D,V] in the master dtype; columns from `vocab_size` on are padding and must get no probability."""
-        return self.embedding[...].T if self.output is None else self.output[...]
+    def output_embedding(self) -> jax.Array:
+        """[V,D] in the master dtype; rows from `vocab_size` on are padding and must get no probability."""
+        return (self.embedding if self.output is None else self.output)[...]
 
     def __call__(
         self,
@@ -197,13 +251,14 @@ class Decoder(nnx.Module):
 
         frequencies_f = jnp.asarray(rope_frequencies(self.config.rope, self.config.head_dim), high)
         angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
+        cos_and_sin_2xRxTxf = jnp.stack([jnp.cos(angles_RxTxf), jnp.sin(angles_RxTxf)])
         order_T = jnp.arange(tokens_RxT.shape[1])
         mask_RxTxS = segments_RxT[:, :, None] == segments_RxT[:, None, :]
         mask_RxTxS &= (order_T[:, None] >= order_T[None, :])[None]
         graph, stacked = nnx.split(self.layers)
 
         def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
-            return nnx.merge(graph, layer)(x_RxTxD, angles_RxTxf, mask_RxTxS)
+            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, mask_RxTxS)
 
         if remat == "block":
             block = jax.checkpoint(block, prevent_cse=False)  # a scan's body has nothing to share with its backward

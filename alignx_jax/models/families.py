@@ -250,7 +250,7 @@ def _llama_weights() -> tuple[Weight, ...]:
         layer("mlp.up_proj.bias", "up_bias", (f,), (0,), "mlp_bias"),
         layer("mlp.down_proj.bias", "down_bias", (d,), (0,), "mlp_bias"),
         Weight("model.norm.weight", ("norm",), (d,), (0,)),
-        Weight("lm_head.weight", ("output",), ("vocab_size", d), (1, 0), unless="tie_embeddings"),
+        Weight("lm_head.weight", ("output",), ("vocab_size", d), (0, 1), unless="tie_embeddings"),
     )
 
 

@@ -108,7 +108,7 @@ def loss_sums(model: AlignX, batch: Batch, probe: jax.Array, recipe: Recipe) -> 
     sums = {
         "next_token": next_token.next_token(
             out.hidden_RxTxD,
-            decoder.output_kernel,
+            decoder.output_embedding,
             batch.tokens,
             batch.loss_weights,
             vocab_size=decoder.config.vocab_size,

@@ -84,7 +84,7 @@ def our_states(
         pool_RxKxT=jnp.broadcast_to(jnp.eye(length)[None], (rows, length, length)),
         pooled_layers=tuple(range(decoder.config.num_layers + 1)),
     )
-    logits = out.hidden_RxTxD @ decoder.output_kernel.astype(out.hidden_RxTxD.dtype)
+    logits = out.hidden_RxTxD @ decoder.output_embedding.T.astype(out.hidden_RxTxD.dtype)
     return out.pooled_PxRxKxD, logits[..., : decoder.config.vocab_size]
 
 

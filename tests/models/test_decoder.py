@@ -261,7 +261,7 @@ def test_meshes_agree_with_one_device(problem, spec, capfd):
 def test_initial_weights(pair):
     config = pair("biases")[1].config
     decoder = Decoder(config, rngs=nnx.Rngs(0))
-    for table in (decoder.embedding[...], decoder.output[...].T):
+    for table in (decoder.embedding[...], decoder.output[...]):
         assert not table[config.vocab_size :].any()
         np.testing.assert_allclose(table[: config.vocab_size].std(), config.initializer_range, rtol=0.1)
     np.testing.assert_array_equal(decoder.layers.mlp_norm[...], 1)

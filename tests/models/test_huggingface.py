@@ -104,9 +104,9 @@ def test_exported_config_is_the_sources_without_auxiliary_heads(shared, tmp_path
 def test_vocabulary_is_padded_with_zeros_and_cut_on_export(tmp_path, folder):
     decoder = load(folder)
     assert decoder.embedding.shape == (128, 32)
-    assert decoder.output_kernel.shape == (32, 128)
+    assert decoder.output_embedding.shape == (128, 32)
     assert not decoder.embedding[llamas.VOCABULARY :].any()
-    assert not decoder.output_kernel[:, llamas.VOCABULARY :].any()
+    assert not decoder.output_embedding[llamas.VOCABULARY :].any()
     huggingface.export(decoder, huggingface.read_config(folder), tmp_path / "exported", jnp.float32, 5e9)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         assert tensors(tmp_path / "exported")[key].shape == (llamas.VOCABULARY, 32)

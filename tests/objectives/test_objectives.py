@@ -71,7 +71,7 @@ def test_published_losses_in_float64(shared, x64, case):
     kernel = np.linalg.lstsq(expected["hidden_states"][-1].reshape(-1, 64), expected["logits"].reshape(-1, 320))[0]
     for chunk in (7, 32):
         lm = next_token(
-            last, jnp.asarray(kernel), jnp.asarray(inputs["input_ids"]), weights, vocab_size=320, chunk=chunk
+            last, jnp.asarray(kernel.T), jnp.asarray(inputs["input_ids"]), weights, vocab_size=320, chunk=chunk
         )
         np.testing.assert_allclose(lm / weights[:, 1:].sum(), expected["lm_loss"], rtol=1e-10)
 
@@ -168,34 +168,36 @@ def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope,
     assert matching_weight(jnp.asarray(valid), scope) == sum(part.sum() ** 2 for part in parts)
 
 
-def test_next_token_weights_decide_and_padded_columns_get_nothing(x64):
+def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x64):
     rng = np.random.default_rng(2)
-    hidden, kernel = rng.normal(size=(2, 11, 6)), rng.normal(size=(6, 16))
+    hidden, embedding = rng.normal(size=(2, 11, 6)), rng.normal(size=(16, 6))
     tokens, weights = rng.integers(0, 13, (2, 11)), rng.uniform(size=(2, 11))
-    kernel[:, 13:] = 50.0
-    logits = hidden[:, :-1] @ kernel[:, :13]
+    embedding[13:] = 50.0
+    logits = hidden[:, :-1] @ embedding[:13].T
     picked = np.take_along_axis(logits, tokens[:, 1:, None], axis=2)[..., 0]
     expected = ((np.log(np.exp(logits).sum(axis=2)) - picked) * weights[:, 1:]).sum()
 
-    def loss(kernel, chunk):
-        return next_token(*map(jnp.asarray, (hidden, kernel, tokens, weights)), vocab_size=13, chunk=chunk)
+    def loss(embedding, chunk):
+        return next_token(*map(jnp.asarray, (hidden, embedding, tokens, weights)), vocab_size=13, chunk=chunk)
 
     for chunk in (1, 4, 11, 100):
-        np.testing.assert_allclose(loss(kernel, chunk), expected, rtol=1e-12)
-        gradient = jax.grad(loss)(jnp.asarray(kernel), chunk)
-        assert (gradient[:, 13:] == 0).all() and np.isfinite(gradient).all()
+        np.testing.assert_allclose(loss(embedding, chunk), expected, rtol=1e-12)
+        gradient = jax.grad(loss)(jnp.asarray(embedding), chunk)
+        assert (gradient[13:] == 0).all() and np.isfinite(gradient).all()
 
 
 def test_no_array_of_all_logits_exists():
-    hidden, kernel = jnp.ones((4, 64, 8), jnp.bfloat16), jnp.ones((8, 512))
+    hidden, embedding = jnp.ones((4, 64, 8), jnp.bfloat16), jnp.ones((512, 8))
     tokens, weights = jnp.ones((4, 64), jnp.int32), jnp.ones((4, 64))
 
-    def loss(hidden, kernel):
-        return next_token(hidden, kernel, tokens, weights, vocab_size=512, chunk=8)
+    def loss(hidden, embedding):
+        return next_token(hidden, embedding, tokens, weights, vocab_size=512, chunk=8)
 
-    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).as_text()
-    assert "tensor<4x8x512xf32>" in text, "one chunk of logits, in float32"
-    assert "4x64x512x" not in text and "8x4x8x512x" not in text, "all logits, also as a stack of chunks"
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, embedding).as_text()
+    assert "tensor<512x32xf32>" in text, "one chunk of logits, in float32"
+    assert "512x256x" not in text and "512x4x64x" not in text and "8x512x32x" not in text, (
+        "all logits, also as a stack of chunks"
+    )
 
 
 def test_compaction_keeps_every_valid_slot_and_its_group():

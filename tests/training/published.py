@@ -112,7 +112,7 @@ def named(params: dict, vocab_size: int) -> dict[str, np.ndarray]:
     decoder = jax.tree.map(np.asarray, params["decoder"])
     found = {"model.embed_tokens.weight": decoder["embedding"][:vocab_size], "model.norm.weight": decoder["norm"]}
     if decoder.get("output") is not None:
-        found["lm_head.weight"] = decoder["output"][:, :vocab_size].T
+        found["lm_head.weight"] = decoder["output"][:vocab_size]
     layers = decoder["layers"]
     for n in range(len(layers["query"])):
         of = {name: array[n] for name, array in layers.items() if array is not None}
