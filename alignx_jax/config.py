@@ -157,8 +157,8 @@ class TrainingConfig:
     """Optimizer steps, instead of `epochs`."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of activations and matrix products; master weights, moments and sums are float32."""
-    remat: Literal["none", "block"] = "block"
-    """What the backward pass computes again: nothing, or every block from its input."""
+    remat: Literal["none", "attention", "block"] = "block"
+    """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input."""
     validate_every: _Count = 200
     """Steps between validations (and at the end)."""
     save_every: _Count = 200

@@ -8,6 +8,9 @@ at most 16 examples, as published. Ours takes the rows that the training plan pa
 Every measurement is a fresh process: one step to warm up (and compile), then two that are timed; the sides take turns,
 so that what else the machine does hits both. First the losses of 16 examples are compared: the two have to compute
 the same. Useful tokens are those that are no padding, the same on both sides.
+
+Each process also times a matrix product of 2,048 x 2,048 x 2,048, the speed that bounds its side. GFLOP/s of a side are
+6 x parameters x places (padding too) / time: attention's products and what is computed again are not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -128,7 +130,9 @@ def run_torch(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], ch
     def once(batches) -> None:
         float(published.train_step(model, optimizer, scheduler, batches)["grad_norm"])
 
-    return timed(once, micro_batches) | {"places": places}
+    found = timed(once, micro_batches) | {"places": places}
+    a = torch.rand(2048, 2048)
+    return found | {"peak_gflops": matmul_gflops(lambda: (a @ a)[0, 0].item())}
 
 
 def mixed(step: list[list[dict]]) -> list[dict]:
@@ -185,7 +189,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             group_pairs=micro_rows * slots,
             accumulation=micro_batches,
             compute_dtype=jnp.dtype("float32"),
-            remat="none",
+            remat="attention",
         )
         graph, params = state.split(model)
         if check:
@@ -200,24 +204,38 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             now[0], metrics = update(now[0], jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows))
             float(metrics["gradient_norm"])
 
-        return timed(once, batches) | {"places": rows * width * TIMED}
+        found = timed(once, batches) | {"places": rows * width * TIMED}
+        a = jax.random.uniform(jax.random.key(0), (2048, 2048))
+        product = jax.jit(jnp.matmul)
+        return found | {"peak_gflops": matmul_gflops(lambda: product(a, a).block_until_ready())}
 
 
 def timed(once, batches: list) -> dict:
     """Warms up on the first batch, times the others; memory from before the first step to the peak."""
-    before, start = _rss(), time.perf_counter()
+    before, start = _memory("VmRSS"), time.perf_counter()
     once(batches[0])
     warm = time.perf_counter()
     for batch in batches[1:]:
         once(batch)
     end = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _memory("VmHWM")
     return {"seconds": end - warm, "warm_up": warm - start, "peak_mib": peak, "grown_mib": peak - before}
 
 
-def _rss() -> float:
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def matmul_gflops(product) -> float:
+    """The best of ten."""
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / min(times) / 1e9
+
+
+def _memory(field: str) -> float:
+    """MiB, of Linux. getrusage would count the parent's peak too."""
+    line = next(x for x in pathlib.Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 def work(folder: str, side: str, layers: int, number: int) -> None:
@@ -245,7 +263,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def main(options: Options) -> None:
-    console = Console(width=120)
+    console = Console(width=140)
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, pathlib.Path(folder))
         facts = json.loads((pathlib.Path(folder) / "facts.json").read_text())
@@ -259,7 +277,7 @@ def main(options: Options) -> None:
             rounds.append({side: measure(folder, side, options, number) for side in SIDES})
             console.print(f"round {number + 1} of {options.rounds}", highlight=False)
     table = Table(title=f"optimizer steps of {options.rows} packed rows, {facts['parameters'] / 1e6:.1f} M parameters")
-    for name in ("", "useful tokens/s", "ratio", "peak MiB above start", "ratio", "padding"):
+    for name in ("", "useful tokens/s", "ratio", "peak MiB", "ratio", "padding", "GFLOP/s", "of matmul"):
         table.add_column(name, justify="right" if name else "left")
     for side, name in SIDES.items():
         speed = [r[side]["useful"] / r[side]["seconds"] for r in rounds]
@@ -267,8 +285,11 @@ def main(options: Options) -> None:
         memory = [r[side]["grown_mib"] for r in rounds]
         smaller = [r["torch"]["grown_mib"] / r[side]["grown_mib"] for r in rounds]
         padding = [1 - r[side]["useful"] / r[side]["places"] for r in rounds]
+        rate = [6e-9 * facts["parameters"] * r[side]["places"] / r[side]["seconds"] for r in rounds]
+        share = [x / r[side]["peak_gflops"] for x, r in zip(rate, rounds, strict=True)]
         columns = spread(speed, 0), spread(faster, 2), spread(memory, 0), spread(smaller, 2)
-        table.add_row(name, *columns, f"{statistics.median(padding):.0%}")
+        of_peak = f"{statistics.median(padding):.0%}", spread(rate, 0), f"{statistics.median(share):.0%}"
+        table.add_row(name, *columns, *of_peak)
     console.print(table)
     cores = len(os.sched_getaffinity(0))
     line = (

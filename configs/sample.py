@@ -21,6 +21,6 @@ config = Config(
     ),
     optimizer=OptimizerConfig(learning_rate=6e-3, warmup_steps=10),
     training=TrainingConfig(
-        rows=16, epochs=1.0, compute_dtype="float32", remat="none", validate_every=50, save_every=50
+        rows=16, epochs=1.0, compute_dtype="float32", remat="attention", validate_every=50, save_every=50
     ),
 )

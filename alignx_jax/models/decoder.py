@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from alignx_jax import sharding
 from alignx_jax.models.families import DecoderConfig, Rope
 
 _MIN_QUERY_BLOCK, _MAX_QUERY_BLOCKS = 128, 16  # of attention, which is unrolled over them
+_ATTENTION = "attention"  # the name under which its output can be kept
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +72,7 @@ def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
     return turned.astype(x_RxTxHxh.dtype)
 
 
-def _attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+def attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
     """Causal, [R,T,H,h]: no query sees a later key, whatever the mask says.
 
     Block after block of queries, each against the keys up to its end, so that half of the products are never formed;
@@ -174,8 +176,8 @@ class Blocks(nnx.Module):
             v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
             q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
-            mixed_RxTxHxh = _attention(q, k, v, mask_RxTxS)
-            mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
+            mixed_RxTxHxh = attention(q, k, v, mask_RxTxS)
+            mixed_RxTxHxh = sharding.constrain(checkpoint_name(mixed_RxTxHxh, _ATTENTION), "rows", None, "model", None)
             y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
         with jax.named_scope("mlp"):
@@ -215,7 +217,7 @@ class Decoder(nnx.Module):
         segments_RxT: jax.Array,
         *,
         compute_dtype: jnp.dtype,
-        remat: Literal["none", "block"],
+        remat: Literal["none", "attention", "block"],
         pool_RxKxT: jax.Array | None = None,
         pooled_layers: tuple[int, ...] = (),
     ) -> DecoderOutput:
@@ -229,7 +231,8 @@ class Decoder(nnx.Module):
           positions_RxT: int32 position of each token in its own example.
           segments_RxT: int32; 0 is padding, a segment of its own.
           compute_dtype: of activations and products; norms, rotary angles, softmax and pools are float32 at least.
-          remat: "block" keeps only every layer's input for the backward pass.
+          remat: what the backward pass computes again of each layer: "block" everything from the layer's input,
+            "attention" everything but attention's output, which is kept too, "none" nothing but attention's logits.
           pool_RxKxT: weights of the pools; pooled[k] = sum over t of pool[k,t] h[t].
           pooled_layers: distinct numbers of hidden states, 0 (embeddings) to L: l is the residual stream after l
             layers, L is after the final norm.
@@ -260,8 +263,12 @@ class Decoder(nnx.Module):
         def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
             return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, mask_RxTxS)
 
-        if remat == "block":
-            block = jax.checkpoint(block, prevent_cse=False)  # a scan's body has nothing to share with its backward
+        if remat != "none":
+            names = (_ATTENTION,) if remat == "attention" else ()
+            kept = jax.checkpoint_policies.save_only_these_names(*names)
+            block = jax.checkpoint(
+                block, prevent_cse=False, policy=kept
+            )  # a scan's body shares nothing with its backward
 
         # Checkpointed, or the backward pass would keep a copy of the pools for each layer.
         @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -122,7 +122,7 @@ def pretrain(sentences: list[dict[str, str]], encoder: tokenizer.Tokenizer, step
         group_pairs=1,
         accumulation=1,
         compute_dtype=jnp.dtype("float32"),
-        remat="none",
+        remat="attention",
     )
     with jax.set_mesh(mesh):
         decoder = Decoder(config, rngs=nnx.Rngs(0))
