@@ -178,7 +178,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     for path in models:
         source = session.source(path)
         layer = loop.align_layer(session.config, source.decoder_config())
-        loop.check_mesh(source, session.mesh, options.rows)
+        sharding.check(source.decoder_config(), session.mesh, options.rows, flag="evaluation.rows")
         session.show_source(source)
         vectors = alignment.all_vectors(
             source.load(session.mesh),
@@ -299,6 +299,10 @@ def main(arguments: list[str]) -> None:
                     everything(session)
     except UserError as error:
         sys.exit(f"run.py: {error}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"run.py: {error.filename}: {error.strerror}; give a path that can be read and written")
     except loop.Diverged as error:
         sys.exit(f"run.py: training stopped: {error}\nagain: python run.py {shlex.join(arguments)}")
 

@@ -21,6 +21,7 @@ _STRICT = pydantic.ConfigDict(extra="forbid")
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 _Size = Annotated[int, pydantic.Field(ge=0)]
+_Path = Annotated[str, pydantic.Field(min_length=1)]
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _Factor = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -69,7 +70,7 @@ class DataConfig:
     """Most records used of each source, spread evenly over it; unset: all."""
     on_error: Literal["stop", "skip"] = "stop"
     """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
-    cache: str = "~/.cache/alignx_jax"
+    cache: _Path = "~/.cache/alignx_jax"
     """Folder of the prepared (ArrayRecord) and tokenized corpora; later runs reuse them."""
 
 
@@ -211,7 +212,7 @@ class Config:
     """Part of the pipeline to run; `all`: prepare, 1, 2, evaluate and export, and a control run to compare with."""
     mesh: str = "1x1"
     """Devices as data (FSDP) x model (tensor), or replicas x data x model."""
-    run: str = "runs/default"
+    run: _Path = "runs/default"
     """Folder of this run; each stage writes its own folder inside."""
     model: str | None = None
     """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from

@@ -161,7 +161,7 @@ def _names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
     return tuple(entry.key for entry in path)
 
 
-def check(decoder: DecoderConfig, mesh: Mesh, rows: int, accumulation: int) -> None:
+def check(decoder: DecoderConfig, mesh: Mesh, rows: int, accumulation: int = 1, flag: str = "training.rows") -> None:
     """Whether a model, and steps of `rows` rows in `accumulation` micro-batches, can be laid out on a mesh.
 
     Raises:
@@ -188,11 +188,11 @@ def check(decoder: DecoderConfig, mesh: Mesh, rows: int, accumulation: int) -> N
         )
     if rows % accumulation:
         raise UserError(
-            f"--training.rows={rows} cannot be split into --training.accumulation={accumulation} micro-batches; "
+            f"--{flag}={rows} cannot be split into --training.accumulation={accumulation} micro-batches; "
             f"give a multiple of {accumulation} rows"
         )
     if rows // accumulation % shards:
         raise UserError(
-            f"--training.rows={rows} cannot be split into {accumulation} micro-batches over the mesh's {shards} "
+            f"--{flag}={rows} cannot be split into {accumulation} micro-batches over the mesh's {shards} "
             f"data shards; give a multiple of {accumulation * shards} rows"
         )

@@ -19,6 +19,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 1, *, writable: bool = False):
+        folder = folder.absolute()  # Orbax writes to no other
         policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             folder,

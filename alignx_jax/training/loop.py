@@ -29,18 +29,13 @@ class Diverged(RuntimeError):
     """Training cannot go on: a loss or gradient is not finite, or an auxiliary loss does not reach the model."""
 
 
-def check_mesh(source: runs.Source, mesh: Mesh, rows: int, accumulation: int = 1) -> None:
-    """Refuses a mesh that does not divide the model or its rows; raises UserError."""
-    sharding.check(source.decoder_config(), mesh, rows, accumulation)
-
-
 def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     """Refuses what cannot work, before data is prepared and anything is compiled.
 
     Raises:
       UserError: the mesh does not divide the model or the batch, or a layer is not in the model.
     """
-    check_mesh(source, mesh, config.training.rows, config.training.accumulation)
+    sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
     align_layer(config, source.decoder_config())
     _matching_layer(config, source.decoder_config())
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 
 import jax
@@ -54,6 +55,15 @@ def test_any_mesh_restores_what_another_saved(tmp_path):
     for a, b, there in zip(*map(jax.tree.leaves, (saved, restored, like)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert b.dtype == a.dtype and (b.ndim == 0 or b.sharding == there.sharding)
+
+
+def test_a_folder_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints(pathlib.Path("run/checkpoints"), writable=True)
+    checkpoints.save(7, numbered(fresh("1x1"), 7), None)
+    checkpoints.close()
+    with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints")) as again:
+        assert again.latest == 7
 
 
 def test_the_latest_and_the_best_stay(tmp_path):
