@@ -123,7 +123,7 @@ def constrain_lookup(x_RxTxD: jax.Array) -> jax.Array:
     """Fixes the sharding of rows just read from the embedding table.
 
     Every device first looks up its own part of D for all rows of its replica, and an all-to-all turns that into all of
-    D for its own rows: the table is never gathered.
+    D for its own rows: no device ever holds the whole table.
     """
     mesh = jax.sharding.get_abstract_mesh()
     replica = "replica" if "replica" in mesh.shape else None
