@@ -133,7 +133,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         (["--objective.contrastive.temperature=0"], ["--objective.contrastive.temperature=0", "greater than 0"]),
         (["--objective.language-matching.weight=-1"], ["--objective.language-matching.weight=-1", "equal to 0"]),
         (["--seed=-1"], ["--seed=-1", "greater than or equal to 0"]),
-        (["--data.row-length=64"], ["--data.row-length=64", "at least 128"]),
+        (["--data.row-length=64"], ["--data.row-length=64", "--data.cutoff=128"]),
         (["--data.parallel-weights", "1", "2"], ["--data.parallel-weights", "2 weights for 1 source"]),
         (["--model=nowhere"], ["nowhere: no such folder", "Hugging Face folder"]),
         (["--model=configs"], ["configs: neither a Hugging Face folder nor a stage", "no config.json"]),

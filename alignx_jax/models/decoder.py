@@ -75,8 +75,8 @@ def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
 def attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
     """Causal, [R,T,H,h]: no query sees a later key, whatever the mask says.
 
-    Block after block of queries, each against the keys up to its end, so that half of the products are never formed;
-    the backward pass forms a block's products again, so that [T,S] is never kept.
+    Block after block of queries, each against the keys up to its end, so that of a long row nearly half of the products
+    are never formed; the backward pass forms a block's again, so that [T,S] is never kept.
     """
     rows, length, heads, size = q_RxTxHxh.shape
     kv_heads = k_RxSxKxh.shape[2]
