@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
+import io
 import json
 import pathlib
 import random
@@ -71,9 +72,10 @@ def train_tokenizer(sentences: list[dict[str, str]], folder: pathlib.Path) -> No
     texts = [text for sentence in sentences for text in sentence.values()]
     texts += [record[field] for record in read("instructions.jsonl.gz") for field in ("instruction", "input", "output")]
     texts += [line for line in template.render("", " ", "").text.splitlines() for _ in range(200)]
+    model = io.BytesIO()  # a file's path would be written into the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(filter(None, texts)),
-        model_prefix=str(folder / "tokenizer"),
+        model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY,
         character_coverage=1.0,
@@ -86,7 +88,7 @@ def train_tokenizer(sentences: list[dict[str, str]], folder: pathlib.Path) -> No
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     settings = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,

@@ -12,7 +12,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_benchmark_runs_on_the_sample(tmp_path):
-    pytest.importorskip("torch")
     options = [
         "--parallel=sample",
         f"--tokenizer={ROOT / 'alignx_jax/sample/model'}",
