@@ -62,7 +62,7 @@ class Options:
 
 
 def prepare(options: Options, work: pathlib.Path) -> None:
-    """The model, the classifier and two steps' examples for each round, in `work`."""
+    """The model, the classifier and the rows of each round's steps, in `work`."""
     import jax
     from flax import nnx
 

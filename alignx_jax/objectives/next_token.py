@@ -22,7 +22,7 @@ def next_token(
     The weights alone decide what counts (0 for a segment's first token and for padding), never a pad id.
     Logits are formed once, for `chunk` positions of each row at a time, in float32 (float64 if the states are): where
     a gradient is wanted it is taken of each chunk while its logits are there, so that nothing is computed again and
-    memory depends on neither vocabulary times length.
+    memory does not grow with vocabulary times length.
 
     Args:
       hidden_RxTxD: states after the final norm, in the compute dtype.
