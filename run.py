@@ -229,7 +229,7 @@ def models_of(session: Session) -> list[str]:
             raise UserError(f"{session.run} has no stage to evaluate; run one, or give --model")
         base = configs.load(str(there[0])).model
         named = [*([base] if base else []), *map(str, there)]
-    return list(dict.fromkeys([*named, *session.config.evaluation.compare]))
+    return list(dict.fromkeys([*named, *session.config.compare]))
 
 
 def export(session: Session) -> None:

@@ -169,8 +169,40 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class TranslationConfig:
+    """Translation of the evaluation sentences with the template of `data.template`."""
+
+    __pydantic_config__ = _STRICT
+
+    directions: tuple[str, ...] = ("pivot",)
+    """Pairs such as `de-en`, `pivot` (to and from the pivot, every language), `all` (every pair), `none`."""
+    limit: _Count = 100
+    """Most sentences a direction."""
+    shots: _Size = 0
+    """Translations shown before each sentence; taken from lines of the file that are not tested."""
+    method: Literal["greedy", "beam", "sample"] = "greedy"
+    """How the next token is chosen."""
+    beams: Annotated[int, pydantic.Field(ge=2)] = 4
+    """Hypotheses kept by beam search."""
+    length_penalty: Annotated[float, pydantic.Field(allow_inf_nan=False)] = 1.0
+    """Beam search divides the log probability of a hypothesis by its length to this power."""
+    temperature: _Positive = 1.0
+    """Sampling divides the logits by it."""
+    top_k: _Size = 0
+    """Sampling takes one of the most probable tokens, this many; 0: of all."""
+    top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    """Sampling takes one of the most probable tokens that together have this probability."""
+    max_tokens: _Count = 128
+    """Most tokens generated a sentence."""
+    rows: _Count = 32
+    """Sentences generated at a time, over all devices."""
+    comet: str | None = None
+    """Checkpoint file of a COMET model on this machine, where `unbabel-comet` is installed; unset: no COMET."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
-    """Bitext retrieval, layer by layer, on sentences encoded separately."""
+    """What is measured of a model: alignment layer by layer, translation, perplexity, tasks."""
 
     __pydantic_config__ = _STRICT
 
@@ -182,10 +214,21 @@ class EvaluationConfig:
     """The language that every other one is retrieved from and to."""
     limit: _Count = 1000
     """Most sentences a language."""
-    compare: tuple[str, ...] = ()
-    """Further models side by side, given as `--model` is."""
     rows: _Count = 32
     """Packed rows encoded at a time, over all devices."""
+    in_prompt: bool = False
+    """Also score sentences inside the training prompt, where a target has seen its source: inflated by construction."""
+    choices: tuple[str, ...] = ()
+    """Two-option items, XCOPA's JSONL (premise, choice1, choice2, question, label, lang): files or folders of them."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness by name, where `lm_eval` is installed."""
+    tasks_data: str | None = None
+    """Folder of the files that the project's own offline tasks (docs/evaluation.md) read."""
+    tasks_limit: _Count | None = None
+    """Most items a task; unset: all."""
+    resamples: Annotated[int, pydantic.Field(ge=100)] = 1000
+    """Bootstrap resamples of the sentences for each 95 % interval."""
+    translation: TranslationConfig = TranslationConfig()
 
 
 @dataclass(frozen=True)
@@ -217,8 +260,10 @@ class Config:
     model: str | None = None
     """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from
     `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
+    compare: tuple[str, ...] = ()
+    """Further models that evaluate puts beside `model`, given as it is; the first is what others are compared with."""
     seed: _Size = 0
-    """Seed of the data order and of the pair classifier's initial weights."""
+    """Seed of the data order, the pair classifier's initial weights, sampling and the bootstrap."""
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
