@@ -24,7 +24,17 @@ from alignx_jax.training.checkpoints import Checkpoints
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
 # What may differ when a run continues, because its result does not depend on it.
-_FREE = ("stage", "run", "mesh", "compare", "evaluation.", "export.", "data.cache", "training.keep", "training.save_every")
+_FREE = (
+    "stage",
+    "run",
+    "mesh",
+    "compare",
+    "evaluation.",
+    "export.",
+    "data.cache",
+    "training.keep",
+    "training.save_every",
+)
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
