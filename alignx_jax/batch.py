@@ -21,7 +21,8 @@ class Batch:
     positions: jax.Array
     """[R,T] int32 position of the token in its own example."""
     segments: jax.Array
-    """[R,T] int32 slot number of the example that the token belongs to, 0 for padding. Attention stays inside."""
+    """[R,T] int32 attention stays inside: an example's slot number, 0 for padding. Sentences that an example encodes
+    once more by themselves have segments of their own, S and 2S above its slot number."""
     loss_weights: jax.Array
     """[R,T] float32 weight of the token as a LABEL of the next-token loss; 0 for a segment's first token."""
     source_span: jax.Array

@@ -58,6 +58,9 @@ class DataConfig:
     """An example longer than the cutoff is dropped and counted, or truncated as the published code does."""
     min_target_tokens: _Count = 3
     """An example with fewer target tokens before its last position is dropped and counted (published: 3)."""
+    spans: Literal["in-prompt", "separate"] = "in-prompt"
+    """Where stage 1 pools a sentence: inside the prompt (published), where a target has seen its source, or encoded
+    once more by itself, at the cost of its tokens; those count towards the cutoff and have no next-token loss."""
     loss_on: Literal["sequence", "response"] = "sequence"
     """Next-token loss over the whole sequence (published) or over the response only."""
     row_length: _Count = 512

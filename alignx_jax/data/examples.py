@@ -16,10 +16,10 @@ from alignx_jax.config import DataConfig, UserError
 from alignx_jax.data import cache
 from alignx_jax.data.corpora import Corpus
 from alignx_jax.data.prompts import Prompt, Template
-from alignx_jax.data.spans import Example, mark, text_hash
+from alignx_jax.data.spans import Example, mark, set_apart, text_hash
 from alignx_jax.data.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when what is written changes, and everything is encoded again."""
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +40,8 @@ INDEX = np.dtype(
         ("target_language", np.int32),
         ("source_hash", np.int32),
         ("target_hash", np.int32),
+        ("source_alone", np.int32),  # first token of the source by itself, behind the prompt; 0: it is only in there
+        ("target_alone", np.int32),
     ]
 )
 """What is kept of an example; instructions have 0 for spans, languages and hashes."""
@@ -91,6 +93,7 @@ def encode(
     settings = {"cutoff": config.cutoff, "overlong": config.overlong, "limit": config.limit}
     if corpus.kind == "parallel":
         settings |= {"min_target_tokens": config.min_target_tokens, "directions": config.directions}
+        settings |= {"spans": config.spans}
     key = cache.fingerprint(
         FORMAT, corpus.fingerprint, tokenizer.fingerprint, dataclasses.asdict(template), sorted(settings.items())
     )
@@ -149,9 +152,15 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
         for first in range(0, count, _BATCH):
             items = list(_items(corpus, template, config.directions, used[first : first + _BATCH]))
             encodings = tokenizer.encode_batch([item.prompt.text for item in items])
+            alone = [None] * len(items)
+            if corpus.kind == "parallel" and config.spans == "separate":
+                sides = [item.source for item in items], [item.target for item in items]
+                alone = list(zip(*map(tokenizer.encode_batch, sides), strict=True))
             rows = []
-            for item, encoding in zip(items, encodings, strict=True):
+            for item, encoding, sentences in zip(items, encodings, alone, strict=True):
                 example = mark(encoding, item.prompt, tokenizer, **marking)
+                if isinstance(example, Example) and sentences:
+                    example = set_apart(example, *(ids for ids, _ in sentences), tokenizer, config.cutoff)
                 if not isinstance(example, Example):
                     dropped[example] += 1
                     continue
@@ -176,9 +185,10 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
 def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) -> tuple:
     start = (item.record, item.record_hash, position, len(example.tokens), example.response)
     if not item.source_language:
-        return (*start, 0, 0, 0, 0, 0, 0, 0, 0)
+        return (*start, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     languages = (codes.setdefault(code, len(codes)) for code in (item.source_language, item.target_language))
-    return (*start, *example.source, *example.target, *languages, text_hash(item.source), text_hash(item.target))
+    hashes = text_hash(item.source), text_hash(item.target)
+    return (*start, *example.source, *example.target, *languages, *hashes, *(example.alone or (0, 0)))
 
 
 def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndarray) -> Iterator[_Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,8 @@ class PackedExample:
     """Ids of the source's and the target's language."""
     hashes: tuple[int, int]
     """Hashes of the source's and the target's text."""
+    alone: tuple[int, int] | None = None
+    """First tokens of the source and of the target encoded once more by themselves, behind the prompt."""
 
 
 def order(epoch: int, seed: int, sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
@@ -123,9 +126,12 @@ def assemble(examples: Sequence[PackedExample], row_length: int, slots: int) -> 
     for slot, example in enumerate(examples, 1):
         end = start + len(example.tokens)
         row.tokens[start:end] = example.tokens
-        row.positions[start:end] = np.arange(end - start)
-        row.segments[start:end] = slot
-        row.loss_weights[start + max(example.labels_from, 1) : end] = 1  # nothing predicts a segment's first token
+        pieces = np.array([0, *(example.alone or ()), len(example.tokens)])
+        for number, (first, last) in enumerate(itertools.pairwise(start + pieces)):
+            row.positions[first:last] = np.arange(last - first)
+            row.segments[first:last] = slot + number * slots
+        # Nothing predicts a segment's first token.
+        row.loss_weights[start + max(example.labels_from, 1) : start + pieces[1]] = 1
         row.source_span[start + example.source[0] : start + example.source[1]] = slot
         row.target_span[start + example.target[0] : start + example.target[1]] = slot
         row.source_language[slot - 1], row.target_language[slot - 1] = example.languages

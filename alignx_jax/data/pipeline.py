@@ -165,6 +165,7 @@ class Split:
             target=(entry["target_start"], entry["target_end"]),
             languages=(part.languages[entry["source_language"]], part.languages[entry["target_language"]]),
             hashes=(entry["source_hash"], entry["target_hash"]),
+            alone=(entry["source_alone"], entry["target_alone"]) if entry["source_alone"] else None,
         )
 
 
@@ -214,6 +215,8 @@ def build(
     """
     data = config.data
     _check(config)
+    if stage == "2":
+        data = dataclasses.replace(data, spans="in-prompt")  # no loss pools
     share = 0.0 if stage == "1" else data.translation_share
     kinds: dict[corpora.Kind, tuple[tuple[str, ...], tuple[float, ...]]] = {}
     if stage == "2" and share < 1:

@@ -25,6 +25,8 @@ class Example:
     target: tuple[int, int]
     response: int
     """First token of the response."""
+    alone: tuple[int, int] | None = None
+    """First tokens of the source and of the target by themselves, behind the prompt, if they are encoded once more."""
 
 
 def text_hash(text: str) -> int:
@@ -81,3 +83,25 @@ def mark(
     if not source[1]:
         return "no source token"
     return Example(tokens, source, target, response)
+
+
+def set_apart(
+    example: Example, source_ids: np.ndarray, target_ids: np.ndarray, tokenizer: Tokenizer, cutoff: int
+) -> Example | Drop:
+    """`example` followed by its two sentences, BOS and the bare text each, which its spans are now.
+
+    Dropped as overlong if all of it is longer than the cutoff.
+    """
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    source = len(example.tokens)
+    target = source + len(bos) + len(source_ids)
+    tokens = np.array([*example.tokens, *bos, *source_ids, *bos, *target_ids], np.int32)
+    if len(tokens) > cutoff:
+        return "overlong"
+    return dataclasses.replace(
+        example,
+        tokens=tokens,
+        source=(source + len(bos), target),
+        target=(target + len(bos), len(tokens)),
+        alone=(source, target),
+    )

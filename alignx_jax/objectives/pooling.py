@@ -23,10 +23,10 @@ def span_means(span_RxT: jax.Array, slots: int, dtype=jnp.float32) -> jax.Array:
 def predicting(span_RxT: jax.Array, segments_RxT: jax.Array) -> jax.Array:
     """Moves a span one token to the left: the states that PREDICT its tokens, as the language matching loss pools them.
 
-    A slot's number is its segment's number; a state of the segment before never stands for a span.
+    A state of the segment before never stands for a span.
     """
-    moved_RxT = jnp.pad(span_RxT[:, 1:], ((0, 0), (0, 1)))
-    return jnp.where(moved_RxT == segments_RxT, moved_RxT, 0)
+    moved_RxT, next_RxT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (span_RxT, segments_RxT))
+    return jnp.where(next_RxT == segments_RxT, moved_RxT, 0)
 
 
 def compact(valid_GxN: jax.Array, size: int) -> jax.Array:

@@ -88,6 +88,7 @@ def test_an_epoch_takes_every_source_as_often_as_its_weight_says():
 def _example(draw):
     length = draw(st.integers(4, 12))
     edges = sorted(draw(st.lists(st.integers(0, length - 1), min_size=4, max_size=4)))
+    alone = sorted(draw(st.lists(st.integers(1, length - 1), min_size=2, max_size=2)))
     return packing.PackedExample(
         tokens=np.array(draw(st.lists(st.integers(0, 99), min_size=length, max_size=length)), np.int32),
         labels_from=draw(st.integers(0, length - 1)),
@@ -95,6 +96,7 @@ def _example(draw):
         target=(edges[2], edges[3]),
         languages=(draw(st.integers(0, 5)), draw(st.integers(0, 5))),
         hashes=(draw(st.integers(-9, 9)), draw(st.integers(-9, 9))),
+        alone=draw(st.sampled_from([None, tuple(alone)])),
     )
 
 
@@ -104,11 +106,13 @@ def test_a_row_holds_its_examples_and_nothing_else(examples):
     row = packing.assemble(examples, 64, 6)
     place = 0
     for slot, example in enumerate(examples, 1):
+        starts = (0, *(example.alone or ()))
         for position, token in enumerate(example.tokens):
+            piece = max(n for n, start in enumerate(starts) if start <= position)
             assert row.tokens[place] == token
-            assert row.positions[place] == position
-            assert row.segments[place] == slot
-            assert row.loss_weights[place] == (position > 0 and position >= example.labels_from)
+            assert row.positions[place] == position - starts[piece]
+            assert row.segments[place] == slot + 6 * piece
+            assert row.loss_weights[place] == (piece == 0 < position and position >= example.labels_from)
             assert row.source_span[place] == (slot if example.source[0] <= position < example.source[1] else 0)
             assert row.target_span[place] == (slot if example.target[0] <= position < example.target[1] else 0)
             place += 1

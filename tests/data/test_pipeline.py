@@ -128,6 +128,31 @@ def test_batches_hold_what_batch_promises(folder, tiny_tokenizer):
     assert empty == sum(not row.any() for row in batches[-1].segments)
 
 
+def test_sentences_apart_stand_in_segments_of_their_own(folder, tiny_tokenizer):
+    config = _config(folder, rows=2, epochs=1, spans="separate")
+    data = pipeline.build(config, "1", tiny_tokenizer)
+    inside = pipeline.build(_config(folder, rows=2, epochs=1), "1", tiny_tokenizer)
+    assert data.train.num_examples + sum(data.dropped.values()) == inside.train.num_examples + sum(
+        inside.dropped.values()
+    )
+    seen = 0
+    for batch in data.train.batches():
+        for row, slot in zip(*np.nonzero(batch.valid), strict=True):
+            seen += 1
+            for number, name in ((1, "source"), (2, "target")):
+                where = np.flatnonzero(batch.segments[row] == slot + 1 + 6 * number)
+                ids = [tiny_tokenizer.bos_id, *batch.tokens[row][where[1:]]]
+                assert batch.tokens[row][where].tolist() == ids
+                assert text_hash(tiny_tokenizer.decode(ids[1:])) == getattr(batch, f"{name}_hash")[row, slot]
+                assert batch.positions[row][where].tolist() == list(range(len(where)))
+                assert not batch.loss_weights[row][where].any()
+                span = np.flatnonzero(getattr(batch, f"{name}_span")[row] == slot + 1)
+                assert span.tolist() == where[1:].tolist()
+    assert seen == data.train.num_examples
+    stage_2 = pipeline.build(config, "2", tiny_tokenizer)
+    assert all((batch.segments <= 6).all() for batch in stage_2.train.batches())
+
+
 @pytest.mark.parametrize("start", [1, 7, 1000])
 def test_resuming_is_starting_at_a_step(folder, tiny_tokenizer, start):
     train = pipeline.build(_config(folder), "1", tiny_tokenizer).train

@@ -212,3 +212,5 @@ def test_compaction_keeps_every_valid_slot_and_its_group():
 def test_a_span_at_the_start_of_its_segment_takes_nothing_from_the_segment_before():
     span, segments = jnp.asarray([[0, 1, 1, 2, 2, 0]]), jnp.asarray([[1, 1, 1, 2, 2, 0]])
     assert pooling.predicting(span, segments).tolist() == [[1, 1, 0, 2, 0, 0]]
+    apart = jnp.asarray([[1, 4, 4, 7, 7, 0]])  # slot 1's prompt, source and target, encoded one by one
+    assert pooling.predicting(jnp.asarray([[0, 1, 1, 1, 1, 0]]), apart).tolist() == [[0, 1, 0, 1, 0, 0]]

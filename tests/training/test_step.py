@@ -14,6 +14,7 @@ from flax import nnx
 
 from alignx_jax import sharding
 from alignx_jax.config import ContrastiveConfig, LanguageMatchingConfig, ObjectiveConfig, OptimizerConfig
+from alignx_jax.data import packing
 from alignx_jax.training import optimizer, state, step
 from tests.training.published import batch, model, named, recipe, stack
 
@@ -223,6 +224,35 @@ def test_packed_is_unpacked(folder, mesh, packed_rows):
     plan = recipe(2, 4, jnp.float32, group_pairs=24, objective=ObjectiveConfig())
     assert len(alone) > len(packed_rows.valid)
     agree(gradients(m, packed_rows, plan), gradients(m, stack(*alone), plan), 1e-5)
+
+
+def test_sentences_apart_know_nothing_of_their_prompt(folder, mesh):
+    """The pair losses are those of the sentences alone; the next-token loss is that of the prompts alone."""
+    m = model(folder / "model", mesh, jnp.float32)
+    plan = recipe(2, 4, jnp.float32, group_pairs=4, objective=ObjectiveConfig())
+
+    def rows(prompt_seed: int, sentence_seed: int) -> step.Batch:
+        prompts, sentences = (
+            np.random.default_rng(seed).integers(3, 320, (4, 9)) for seed in (prompt_seed, sentence_seed)
+        )
+        made = [
+            packing.PackedExample(
+                np.concatenate([prompts[n], sentences[n]]), 1, (10, 13), (14, 18), (0, n % 2 + 1), (n, n + 9), (9, 13)
+            )
+            for n in range(4)
+        ]
+        return stack(*(jax.tree.map(lambda x: x[None], packing.assemble(made[n : n + 2], 40, 2)) for n in (0, 2)))
+
+    def losses(*seeds: int) -> dict[str, float]:
+        return {k: float(v) for k, v in gradients(m, rows(*seeds), plan)[1].items()}
+
+    one, other_prompts, other_sentences = losses(0, 1), losses(2, 1), losses(0, 3)
+    for name in ("contrastive", "language_matching"):
+        assert one[name] == pytest.approx(other_prompts[name], rel=1e-6)
+        assert one[name] != pytest.approx(other_sentences[name], rel=1e-3)
+    assert one["next_token"] == pytest.approx(other_sentences["next_token"], rel=1e-6)
+    assert one["next_token"] != pytest.approx(other_prompts["next_token"], rel=1e-3)
+    assert one["tokens"] == 4 * 8
 
 
 def test_auxiliary_losses_reach_the_layers_they_should_and_no_others(folder, mesh, packed_rows):
