@@ -6,11 +6,13 @@ Each stage prints what it loads, shows its progress, and ends with what changed 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +20,19 @@ import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from alignx_jax import config as configs
 from alignx_jax import sharding
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline, tokenizer
-from alignx_jax.evaluation import alignment
+from alignx_jax.evaluation import alignment, report
+from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.models import huggingface
 from alignx_jax.training import loop, progress, runs
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
+_CHOOSING_PAIRS = 500  # held-out pairs that `--objective.contrastive.layer=auto` is chosen by
 
 
 def parse(arguments: list[str]) -> Config:
@@ -60,6 +63,8 @@ class Session:
     config: Config
     mesh: Mesh
     console: Console
+    arguments: list[str]
+    """Of the command line."""
 
     @property
     def run(self) -> pathlib.Path:
@@ -69,7 +74,7 @@ class Session:
         """The model at `path`; a stage of this run under the name of the stage."""
         found = runs.find(path)
         name = pathlib.Path(path).name
-        return dataclasses.replace(found, name=STAGES.get(name, found.name)) if found.checkpoints else found
+        return dataclasses.replace(found, name=STAGES.get(name, found.name)) if found.run else found
 
     def line(self, what: str, text: str) -> None:
         self.console.print(f"[bold]{what:<9}[/bold] {text}", highlight=False, soft_wrap=True)
@@ -83,6 +88,19 @@ class Session:
             f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
         )
 
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress bars on a terminal: what is under way, how much of it is done, how much it is in all."""
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+            tasks = {}
+
+            def advance(name: str, done: int, total: int) -> None:
+                if name not in tasks:
+                    tasks[name] = bars.add_task(name, total=total)
+                bars.update(tasks[name], completed=done, visible=done < total)
+
+            yield advance
+
     def tokenizer(self, source: runs.Source) -> tokenizer.Tokenizer:
         found = tokenizer.load(source.huggingface)
         tokenizer.check(found, source.decoder_config().vocab_size)
@@ -90,15 +108,10 @@ class Session:
 
     def data(self, stage: str, source: runs.Source) -> pipeline.Data:
         """Builds a stage's data, or finds it built, and shows what it is."""
-        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            tasks = {}
-
-            def advance(name: str, done: int, total: int) -> None:
-                if name not in tasks:
-                    tasks[name] = bars.add_task(f"encoding {name}", total=total)
-                bars.update(tasks[name], completed=done)
-
-            data = pipeline.build(self.config, stage, self.tokenizer(source), advance)
+        with self.bars() as advance:
+            data = pipeline.build(
+                self.config, stage, self.tokenizer(source), lambda name, *done: advance(f"encoding {name}", *done)
+            )
         train, training = data.train, self.config.training
         self.line(
             "data",
@@ -138,8 +151,9 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     )
     loop.check(session.config, source, session.mesh)
     data = session.data(stage, source)
+    config = dataclasses.replace(session.config, stage=stage, model=start)
     result = loop.train(
-        dataclasses.replace(session.config, stage=stage, model=start),
+        with_layer(session, config, session.run / folder, source, data),
         session.run / folder,
         source,
         data,
@@ -153,6 +167,34 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     return result
 
 
+def with_layer(session: Session, config: Config, folder: pathlib.Path, source: runs.Source, data) -> Config:
+    """`config` with a number for `--objective.contrastive.layer=auto`, and on screen what it was chosen by."""
+    contrastive = config.objective.contrastive
+    if contrastive.layer != "auto":
+        return config
+    earlier = configs.load(str(folder)) if (folder / "config.json").is_file() else source.config()
+    if earlier or not contrastive.weight:
+        layer = earlier.objective.contrastive.layer if earlier else None
+    else:
+        choice = alignment.choose_layer(
+            source.load(session.mesh),
+            session.tokenizer(source),
+            data.validation.pairs(_CHOOSING_PAIRS),
+            session.mesh,
+            rows=session.config.evaluation.rows,
+            row_length=session.config.data.row_length,
+            dtype=jnp.dtype(session.config.training.compute_dtype),
+        )
+        layer = choice.layer
+        curve = " ".join(f"{n}: {100 * share:.1f}" for n, share in enumerate(choice.retrieval))
+        session.line(
+            "layer", f"{layer} is aligned: inside the model, the two sentences of {choice.pairs:,} held-out pairs find"
+        )
+        session.line("", f"each other most often there before training (accuracy@1 by layer, %: {curve})")
+    objective = dataclasses.replace(config.objective, contrastive=dataclasses.replace(contrastive, layer=layer))
+    return dataclasses.replace(config, objective=objective)
+
+
 def stage_2_start(session: Session) -> str:
     """The model that stage 2 starts from."""
     if session.config.model:
@@ -163,61 +205,30 @@ def stage_2_start(session: Session) -> str:
 
 
 def evaluate(session: Session, models: list[str]) -> None:
-    """Bitext retrieval of every model at every layer: a table, and evaluation.json in the run's folder."""
-    options = session.config.evaluation
-    languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
-    sentences = pipeline.multiway(options.sentences, languages, options.limit)
-    if options.pivot not in sentences or len(sentences) < 2:
-        raise UserError(
-            f"{options.sentences}: retrieval compares the pivot {options.pivot} (--evaluation.pivot) with other "
-            f"languages; there are {', '.join(sentences)}"
-        )
+    """Every measure of every model: tables, and evaluation.json, report.html and TensorBoard in the run's folder."""
+    config = session.config
     session.console.rule("evaluate", align="left")
-    session.line("sentences", f"{options.sentences}: {len(sentences[options.pivot]):,} in {len(sentences)} languages")
-    found, layer = {}, None
-    for path in models:
-        source = session.source(path)
-        layer = loop.align_layer(session.config, source.decoder_config())
-        sharding.check(source.decoder_config(), session.mesh, options.rows, flag="evaluation.rows")
-        session.show_source(source)
-        vectors = alignment.all_vectors(
-            source.load(session.mesh),
-            session.tokenizer(source),
-            sentences,
-            session.mesh,
-            rows=options.rows,
-            row_length=session.config.data.row_length,
-            dtype=jnp.dtype(session.config.training.compute_dtype),
-        )
-        found[source.name] = (layer, alignment.retrieval(vectors, options.pivot))
-    chance = 100 / len(sentences[options.pivot])
+    material = evaluation.check(config)
     session.line(
-        "retrieval", f"between {options.pivot} and each language at the aligned layer, sentences encoded apart;"
+        "sentences",
+        f"{config.evaluation.sentences}: {len(material.sentences[config.evaluation.pivot]):,} in "
+        f"{len(material.sentences)} languages ({' '.join(material.sentences)})",
     )
-    session.line("", f"accuracy@1 in %, mean of both directions; chance is {chance:.1f}")
-    session.console.print(_retrieval_table(found))
+    subjects = evaluation.subjects(config, [session.source(path) for path in models])
+    for subject in subjects:
+        session.show_source(subject.source)
+        sharding.check(subject.source.decoder_config(), session.mesh, config.evaluation.rows, flag="evaluation.rows")
+    with session.bars() as advance:
+        results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
+    results["command"] = f"python run.py {shlex.join(session.arguments)}"
+    for table in report.terminal_tables(results):
+        session.console.print(table)
     session.run.mkdir(parents=True, exist_ok=True)
-    record = {
-        name: {"align_layer": layer, "retrieval": [dataclasses.asdict(r) for r in results]}
-        for name, (layer, results) in found.items()
-    }
     path = session.run / "evaluation.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    session.line("results", str(path))
-
-
-def _retrieval_table(found: dict[str, tuple[int, list[alignment.Retrieval]]]) -> Table:
-    """Accuracy in %: a column for each model, a row for each language."""
-    table = Table()
-    table.add_column("language")
-    for name, (layer, _) in found.items():
-        table.add_column(f"{name}\nlayer {layer}", justify="right")
-    columns = [[100 * r.mean[layer] for r in results] for layer, results in found.values()]
-    for row, result in enumerate(next(iter(found.values()))[1]):
-        table.add_row(result.language, *(f"{column[row]:.1f}" for column in columns))
-    table.add_section()
-    table.add_row("mean", *(f"{sum(column) / len(column):.1f}" for column in columns), style="bold")
-    return table
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = report.write(results, session.run)
+    report.to_tensorboard(results, session.run / "evaluation")
+    session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
 
 
 def models_of(session: Session) -> list[str]:
@@ -259,13 +270,14 @@ def everything(session: Session) -> None:
     base = config.model or "sample"
     prepare(session)
     train(session, "1", "stage1", base)
+    config = dataclasses.replace(config, objective=configs.load(str(session.run / "stage1")).objective)  # no `auto`
     off = dataclasses.replace(
         config.objective,
         contrastive=dataclasses.replace(config.objective.contrastive, weight=0.0),
         language_matching=dataclasses.replace(config.objective.language_matching, weight=0.0),
     )
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
-    train(session, "2", "stage2", str(session.run / "stage1"))
+    train(dataclasses.replace(session, config=config), "2", "stage2", str(session.run / "stage1"))
     if not (session.run / "export").exists():  # a restart may find it done
         export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
@@ -282,7 +294,7 @@ def main(arguments: list[str]) -> None:
         sharding.prepare_devices(config.mesh)
         cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        session = Session(config, sharding.make_mesh(config.mesh), console)
+        session = Session(config, sharding.make_mesh(config.mesh), console, arguments)
         with jax.set_mesh(session.mesh):
             match config.stage:
                 case "prepare":

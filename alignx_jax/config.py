@@ -85,8 +85,9 @@ class ContrastiveConfig:
 
     weight: _Factor = 0.3
     """lambda_ctr; 0 turns the loss off."""
-    layer: int | None = None
-    """Layers run before the hidden state that is aligned (16 of 32 published); unset: half of the model's."""
+    layer: int | Literal["auto"] | None = None
+    """Layers run before the hidden state that is aligned (16 of 32 published); unset: half of the model's; auto: where
+    the two sentences of held-out pairs find each other best before training."""
     temperature: _Positive = 0.1
     """tau of the InfoNCE softmax over cosine similarities."""
     form: Literal["published", "symmetric"] = "published"

@@ -107,6 +107,17 @@ class Split:
                 ids.append(part.examples.corpus.records([entry["record"]])[0]["origin"])
         return ids
 
+    def pairs(self, limit: int) -> list[tuple[str, str]]:
+        """Source and target of at most `limit` of its records, each once, spread evenly over them."""
+        records = [
+            (part.examples.corpus, record)
+            for part in self._parts
+            for record in np.unique(part.examples.index["record"][part.chosen])
+        ]
+        count = min(limit, len(records))
+        found = (corpus.records([n])[0] for corpus, n in (records[i * len(records) // count] for i in range(count)))
+        return [(record["source"], record["target"]) for record in found]
+
     def row(self, row: int) -> Batch:
         """Row `row` of all, without a leading axis; empty beyond the last."""
         examples = [self._packed(example) for example in self._examples(row)]
@@ -291,24 +302,26 @@ def check_languages(languages: Collection[str], language_matching: bool) -> None
         )
 
 
-def multiway(path: str, languages: Sequence[str] = (), limit: int | None = None) -> dict[str, list[str]]:
+def multiway(path: str, languages: Sequence[str] = ()) -> dict[str, list[str]]:
     """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
 
     Args:
-      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, or `sample`, the held-out sentences.
+      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, a folder of text files, one a language, or
+        `sample`, the held-out sentences.
       languages: codes to read; empty: all in the file. Lines without all of them are left out.
-      limit: most sentences, taken from the start of the file.
 
     Raises:
       UserError: no such file, a bad line, or no line with all languages.
     """
     file = readers.SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path}: no such file")
+    if not file.exists():
+        raise UserError(f"{path}: no such file or folder")
     lines = list(readers.read_multiway(file))
+    if not lines:
+        raise UserError(f"{path}: empty; it needs multi-way sentences, see docs/data.md")
     there = Counter(code for sentences in lines for code in sentences)
     codes = [normalize(code) for code in languages] or sorted(there)
-    found = [sentences for sentences in lines if all(code in sentences for code in codes)][:limit]
+    found = [sentences for sentences in lines if all(code in sentences for code in codes)]
     if not found:
         counts = ", ".join(f"{code} {there[code]}" for code in codes) or "no sentences"
         raise UserError(f"{path}: no line has all of the languages ({counts}); name fewer languages")

@@ -105,19 +105,55 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
                 yield BadLine(origin, str(bad))
 
 
-def read_multiway(file: pathlib.Path) -> Iterator[dict[str, str]]:
-    """The sentences by language code of each line of a multi-way JSONL file.
+def read_multiway(path: pathlib.Path) -> Iterator[dict[str, str]]:
+    """The sentences by language code of each line of a multi-way JSONL file, or of a folder of plain text.
+
+    Such a folder holds a file for each language, with its code in the file's name: `eng_Latn.devtest` (FLORES),
+    `newstest2019-ref.deu.txt` (NTREX), `de.txt`. Other files in it are left alone.
 
     Raises:
-      UserError: a bad line, with its place.
+      UserError: a bad line, with its place; two files of a language; files that do not match line by line.
     """
-    for number, raw in _lines(file):
+    if path.is_dir():
+        yield from _multiway_folder(path)
+        return
+    for number, raw in _lines(path):
         try:
             text = _text(raw)
             if text.strip():
                 yield _sentences(_object(text))
         except _Bad as bad:
-            raise UserError(f"{file}:{number}: {bad}") from None
+            raise UserError(f"{path}:{number}: {bad}") from None
+
+
+def _multiway_folder(folder: pathlib.Path) -> Iterator[dict[str, str]]:
+    files: dict[str, pathlib.Path] = {}
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        for code in filter(None, map(_code, file.name.split("."))):
+            if code in files:
+                raise UserError(f"{files[code]} and {file} are both {code}; keep one of them in the folder")
+            files[code] = file
+            break
+    sentences: dict[str, list[str]] = {code: [] for code in files}
+    for code, file in files.items():
+        for number, raw in _lines(file):
+            try:
+                sentences[code].append(_sentence(_text(raw), code))
+            except _Bad as bad:
+                raise UserError(f"{file}:{number}: {bad}") from None
+    counts = {code: len(lines) for code, lines in sentences.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{files[code].name} {count}" for code, count in counts.items())
+        raise UserError(f"{folder}: the files have to match line by line, but their lines are {told}")
+    for line in zip(*sentences.values(), strict=True):
+        yield dict(zip(sentences, line, strict=True))
+
+
+def _code(part: str) -> str | None:
+    try:
+        return normalize(part)
+    except UserError:
+        return None
 
 
 def _of_folder(folder: pathlib.Path, readable) -> list[pathlib.Path]:

@@ -38,6 +38,8 @@ class Tokenizer:
     bos_id: int | None
     """Token put before a text, if the tokenizer has one."""
     eos_id: int
+    unk_id: int | None
+    """Token of what the tokenizer cannot write; None if it writes everything, byte by byte at worst."""
     vocab_size: int
     """One more than the largest token id."""
     fingerprint: str
@@ -115,15 +117,17 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
             import sentencepiece
 
             processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-            bos, eos, size = processor.bos_id(), processor.eos_id(), processor.vocab_size()
-            bos, eos, backend = (bos if bos >= 0 else None), (eos if eos >= 0 else None), _SentencePiece(processor)
+            special = processor.bos_id(), processor.eos_id(), processor.unk_id()
+            bos, eos, unk = (i if i >= 0 else None for i in special)
+            size, backend = processor.vocab_size(), _SentencePiece(processor)
         else:
             import transformers
 
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             if not tokenizer.is_fast:
                 raise UserError(f"{folder}: the tokenizer has no fast form; save one that has a tokenizer.json")
-            bos, eos, backend = tokenizer.bos_token_id, tokenizer.eos_token_id, _Fast(tokenizer)
+            bos, eos, unk = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+            backend = _Fast(tokenizer)
             size = max(tokenizer.get_vocab().values()) + 1
     except UserError:
         raise
@@ -132,7 +136,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy its files again") from error
     if eos is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
-    return Tokenizer(bos, eos, size, digest.hexdigest(), backend)
+    return Tokenizer(bos, eos, unk, size, digest.hexdigest(), backend)
 
 
 def check(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -1,14 +1,17 @@
-"""How close the languages are: bitext retrieval, layer by layer, on sentences encoded separately.
+"""Sentences as vectors, at every layer, in one pass; and the layer to align, chosen from them.
 
-Inside the training prompt a target's states have attended to the source; any score taken there is inflated. Here each
-sentence is a segment of its own, BOS and the bare text, and sees nothing else.
+Inside the training prompt a target's states have attended to the source; any score taken there is inflated. So each
+sentence is a segment of its own, BOS and the bare text, and sees nothing else; `in_prompt_vectors` are the inflated.
+
+Shapes: L layers, K languages, N sentences, D hidden size; R rows, T tokens, S sentences a row.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,116 +20,228 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import sharding
+from alignx_jax.batch import Batch
 from alignx_jax.config import UserError
-from alignx_jax.data import packing
+from alignx_jax.data import packing, spans
+from alignx_jax.data.prompts import Template
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.evaluation import metrics
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives import pooling
 
 _SLOTS = 16  # most sentences a row
+MEXA_SENTENCES = 100
+"""Sentences that MEXA is taken over: its value falls as they become more, and 100 is the number of its authors."""
+
+Progress = Callable[[int], None]
+"""Called with the number of sentences that were encoded since the last call."""
+
+Pool = Literal["source", "target", "weighted", "last", "predicting"]
+"""Of a row's examples: the mean over the source, or the target; over all tokens, token i with weight i from 1 on
+(arXiv 2202.08904, equation 1; BOS counts, as in MEXA's code); the last token; the states that predict the source."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
-    """Accuracy@1 of one language against the pivot, for every layer; index l is the state after l layers."""
+class SentenceVectors:
+    """Vectors of sentences that mean the same in every language, float32; index l is the state after l layers."""
 
-    language: str
-    to_pivot: list[float]
-    """Share of sentences whose nearest pivot sentence by cosine is their translation."""
-    from_pivot: list[float]
-    """The same from the pivot."""
-
-    @property
-    def mean(self) -> list[float]:
-        """Of both directions."""
-        return [(a + b) / 2 for a, b in zip(self.to_pivot, self.from_pivot, strict=True)]
+    mean: np.ndarray
+    """[L+1,K,N,D] mean over the sentence's tokens, BOS left out."""
+    weighted: np.ndarray
+    """[L+1,K,n,D] position-weighted mean, BOS counted, of the first n = min(N, MEXA_SENTENCES) sentences."""
+    last: np.ndarray
+    """[L+1,K,n,D] state of the last token."""
+    predicting: np.ndarray
+    """[L+1,K,n,D] mean of the states that predict the sentence's tokens, as the language matching loss pools."""
 
 
-def sentence_vectors(
-    decoder: Decoder, tokenizer: Tokenizer, sentences: Sequence[str], mesh: Mesh, *, rows: int, row_length: int, dtype
-) -> np.ndarray:
-    """Mean states of each sentence's tokens (BOS left out) at every layer: [L+1,N,D] float32.
+@dataclasses.dataclass(frozen=True)
+class LayerChoice:
+    """The layer to align, and the curve it was chosen from."""
+
+    layer: int
+    retrieval: list[float]
+    """[L+1] accuracy@1 among the pairs, mean of both directions."""
+    pairs: int
+
+
+def encode(
+    decoder: Decoder,
+    examples: Sequence[packing.PackedExample],
+    pools: Sequence[Pool],
+    mesh: Mesh,
+    *,
+    rows: int,
+    row_length: int,
+    dtype: jnp.dtype,
+    progress: Progress = lambda count: None,
+) -> dict[Pool, np.ndarray]:
+    """The pooled states of every example at every layer, [L+1,N,D] float32 each.
 
     Args:
-      rows: rows of `row_length` tokens encoded at a time, a multiple of the mesh's data axes; sentences are packed.
-
-    Raises:
-      UserError: a sentence longer than a row.
+      rows: rows of `row_length` tokens encoded at a time, a multiple of the mesh's data axes; examples are packed.
     """
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = [np.array([*bos, *i], np.int32) for i, _ in tokenizer.encode_batch(list(sentences))]
-    longest = max(range(len(ids)), key=lambda n: len(ids[n]))
-    if len(ids[longest]) > row_length:
-        raise UserError(
-            f"evaluation sentence {longest + 1} has {len(ids[longest])} tokens, a row {row_length}; "
-            "raise --data.row-length"
-        )
-    plan = packing.plan(np.array([len(i) for i in ids]), row_length, _SLOTS, np.arange(len(ids)))
+    plan = packing.plan(np.array([len(e.tokens) for e in examples]), row_length, _SLOTS, np.arange(len(examples)))
     graph, params = nnx.split(decoder)
-    vectors = np.zeros((decoder.config.num_layers + 1, len(ids), decoder.config.hidden_size), np.float32)
+    shape = decoder.config.num_layers + 1, len(examples), decoder.config.hidden_size
+    vectors = {pool: np.zeros(shape, np.float32) for pool in pools}
     for first in range(0, len(plan), rows):
         members = [plan[r] if r < len(plan) else [] for r in range(first, first + rows)]
-        packed = [
-            packing.assemble(
-                [packing.PackedExample(ids[n], 1, (len(bos), len(ids[n])), (0, 0), (0, 0), (0, 0)) for n in row],
-                row_length,
-                _SLOTS,
-            )
-            for row in members
-        ]
-        arrays = (np.stack([getattr(p, name) for p in packed]) for name in _FIELDS)
-        pooled_PxRxKxD = _pooled(params, *(sharding.place_rows(a, mesh) for a in arrays), graph=graph, dtype=dtype)
-        host_PxRxKxD = np.asarray(pooled_PxRxKxD)
-        for r, row in enumerate(members):
-            vectors[:, row] = host_PxRxKxD[:, r, : len(row)]
+        packed = [packing.assemble([examples[n] for n in row], row_length, _SLOTS) for row in members]
+        batch = jax.tree.map(lambda *x: sharding.place_rows(np.stack(x), mesh), *packed)
+        pooled_PxRxKxD = np.asarray(_pooled(params, batch, graph=graph, pools=tuple(pools), dtype=dtype))
+        for place, pool in enumerate(pools):
+            for r, row in enumerate(members):
+                vectors[pool][:, row] = pooled_PxRxKxD[:, r, place * _SLOTS :][:, : len(row)]
+        progress(sum(map(len, members)))
     return vectors
 
 
-def all_vectors(
-    decoder: Decoder, tokenizer: Tokenizer, sentences: Mapping[str, Sequence[str]], mesh: Mesh, **options
-) -> dict[str, np.ndarray]:
-    """`sentence_vectors` of every language, [L+1,N,D] each, encoded in one go."""
-    everything = [sentence for language in sentences.values() for sentence in language]
-    vectors_LxNxD = sentence_vectors(decoder, tokenizer, everything, mesh, **options)
-    ends = np.cumsum([len(language) for language in sentences.values()])[:-1]
-    return dict(zip(sentences, np.split(vectors_LxNxD, ends, axis=1), strict=True))
+def _weights(batch: Batch, pool: Pool) -> jax.Array:
+    """[R,S,T] whose product with the states [R,T,D] is the pool of each example."""
+    segments_RxT = batch.segments
+    match pool:
+        case "source" | "target":
+            span_RxT = batch.source_span if pool == "source" else batch.target_span
+        case "predicting":
+            span_RxT = pooling.predicting(batch.source_span, segments_RxT)
+        case "last":
+            next_RxT = jnp.pad(segments_RxT[:, 1:], ((0, 0), (0, 1)))
+            span_RxT = jnp.where(next_RxT != segments_RxT, segments_RxT, 0)
+        case "weighted":
+            weights_RxSxT = pooling.span_means(segments_RxT, _SLOTS) * (1.0 + batch.positions)[:, None, :]
+            return weights_RxSxT / jnp.maximum(jnp.sum(weights_RxSxT, axis=2, keepdims=True), 1e-9)
+    return pooling.span_means(span_RxT, _SLOTS)
 
 
-_FIELDS = ("tokens", "positions", "segments", "source_span")
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "dtype"))
-def _pooled(params, tokens_RxT, positions_RxT, segments_RxT, span_RxT, *, graph, dtype):
+@functools.partial(jax.jit, static_argnames=("graph", "pools", "dtype"))
+def _pooled(params, batch: Batch, *, graph, pools: tuple[Pool, ...], dtype) -> jax.Array:
     decoder = nnx.merge(graph, params)
     out = decoder(
-        tokens_RxT,
-        positions_RxT,
-        segments_RxT,
+        batch.tokens,
+        batch.positions,
+        batch.segments,
         compute_dtype=dtype,
         remat="none",
-        pool_RxKxT=pooling.span_means(span_RxT, _SLOTS, jnp.float32),
+        pool_RxKxT=jnp.concatenate([_weights(batch, pool) for pool in pools], axis=1),
         pooled_layers=tuple(range(decoder.config.num_layers + 1)),
     )
     return out.pooled_PxRxKxD
 
 
-def accuracy_at_1(x_NxD: np.ndarray, y_NxD: np.ndarray) -> tuple[float, float]:
-    """Share of rows of x whose most similar row of y by cosine has their number, and of y in x.
+def sentence_vectors(
+    decoder: Decoder, tokenizer: Tokenizer, sentences: Mapping[str, Sequence[str]], mesh: Mesh, **options
+) -> SentenceVectors:
+    """Every sentence of every language, encoded by itself; `options` are those of `encode`.
 
-    Bitext retrieval as in Tatoeba (arXiv 1812.10464, section 4.3) without margin. A tie is no hit.
+    Raises:
+      UserError: a sentence longer than a row.
     """
-    x, y = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-8) for v in (x_NxD, y_NxD))
-    similar_NxN = x @ y.T
-    own_N = np.diag(similar_NxN).copy()
-    np.fill_diagonal(similar_NxN, -np.inf)
-    return float((own_N > similar_NxN.max(axis=1)).mean()), float((own_N > similar_NxN.max(axis=0)).mean())
+    every = [sentence for language in sentences.values() for sentence in language]
+    examples = _alone(tokenizer, every, options["row_length"])
+    number = np.arange(len(every)) % (len(every) // len(sentences))
+    few, rest = np.flatnonzero(number < MEXA_SENTENCES), np.flatnonzero(number >= MEXA_SENTENCES)
+    pools = ("source", "weighted", "last", "predicting")
+    found = encode(decoder, [examples[n] for n in few], pools, mesh, **options)
+    mean_LxMxD = np.zeros((decoder.config.num_layers + 1, len(every), decoder.config.hidden_size), np.float32)
+    mean_LxMxD[:, few] = found.pop("source")
+    if len(rest):
+        mean_LxMxD[:, rest] = encode(decoder, [examples[n] for n in rest], ("source",), mesh, **options)["source"]
+
+    def by_language(x_LxMxD: np.ndarray) -> np.ndarray:
+        return x_LxMxD.reshape(len(x_LxMxD), len(sentences), -1, x_LxMxD.shape[-1])
+
+    return SentenceVectors(by_language(mean_LxMxD), **{pool: by_language(x) for pool, x in found.items()})
 
 
-def retrieval(vectors: dict[str, np.ndarray], pivot: str) -> list[Retrieval]:
-    """Retrieval between each language and the pivot, from `sentence_vectors` [L+1,N,D] of each."""
-    found = []
-    for language, x_LxNxD in vectors.items():
-        if language != pivot:
-            pairs = [accuracy_at_1(x, p) for x, p in zip(x_LxNxD, vectors[pivot], strict=True)]
-            found.append(Retrieval(language, [a for a, _ in pairs], [b for _, b in pairs]))
-    return found
+def text_vectors(decoder: Decoder, tokenizer: Tokenizer, texts: Sequence[str], mesh: Mesh, **options) -> np.ndarray:
+    """The mean over each text's tokens, encoded by itself, [L+1,N,D]; `options` are those of `encode`.
+
+    Raises:
+      UserError: a text longer than a row.
+    """
+    examples = _alone(tokenizer, texts, options["row_length"])
+    return encode(decoder, examples, ("source",), mesh, **options)["source"]
+
+
+def in_prompt_vectors(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    template: Template,
+    sentences: Mapping[str, Sequence[str]],
+    pivot: str,
+    mesh: Mesh,
+    **options,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each language's sentences and their pivot translations, pooled inside the training prompt: ([L+1,N,D], same).
+
+    The prompt asks for a translation into the pivot, so the pivot's states have seen the sentence: inflated.
+
+    Raises:
+      UserError: a prompt longer than a row, or a sentence that the tokenizer writes with no token of its own.
+    """
+    codes = [code for code in sentences if code != pivot]
+    prompts = [
+        template.render_translation(source, target, code, pivot)
+        for code in codes
+        for source, target in zip(sentences[code], sentences[pivot], strict=True)
+    ]
+    examples = []
+    for n, (encoding, prompt) in enumerate(
+        zip(tokenizer.encode_batch([p.text for p in prompts]), prompts, strict=True)
+    ):
+        example = spans.mark(
+            encoding, prompt, tokenizer, cutoff=options["row_length"], overlong="drop", min_target_tokens=1
+        )
+        if not isinstance(example, spans.Example):
+            count = len(sentences[pivot])
+            raise UserError(
+                f"evaluation sentence {n % count + 1} ({codes[n // count]}) cannot be pooled in its prompt "
+                f"({example}); raise --data.row-length, or leave out --evaluation.in-prompt"
+            )
+        examples.append(_example(example.tokens, example.source, example.target))
+    found = encode(decoder, examples, ("source", "target"), mesh, **options)
+    source, target = (np.split(found[pool], len(codes), axis=1) for pool in ("source", "target"))
+    return {code: (x, y) for code, x, y in zip(codes, source, target, strict=True)}
+
+
+def choose_layer(
+    decoder: Decoder, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], mesh: Mesh, **options
+) -> LayerChoice:
+    """The layer inside the model (neither embeddings nor the last) where the two sentences of a pair find each other.
+
+    That is where retrieval among all pairs is most accurate, both directions; of equals the one nearest the middle.
+    Pairs that share a sentence with an earlier one are left out. `options` are those of `encode`.
+
+    Raises:
+      UserError: the model has fewer than two layers, or there are fewer than two pairs.
+    """
+    depth = decoder.config.num_layers
+    seen: set[str] = set()
+    distinct = [pair for pair in pairs if seen.isdisjoint(pair) and not seen.update(pair)]
+    if depth < 2 or len(distinct) < 2:
+        raise UserError(
+            f"--objective.contrastive.layer=auto: there are {depth} layers and {len(distinct)} held-out pairs to "
+            "choose by, and both have to be 2 or more; raise --data.validation or give a number"
+        )
+    vectors_LxMxD = text_vectors(decoder, tokenizer, [text for pair in distinct for text in pair], mesh, **options)
+    hits = [metrics.retrieval_hits(np.stack([x[::2], x[1::2]])) for x in vectors_LxMxD]
+    curve = [float((h[0, 1].mean() + h[1, 0].mean()) / 2) for h in map(np.asarray, hits)]
+    layer = max(range(1, depth), key=lambda n: (curve[n], -abs(n - depth / 2)))
+    return LayerChoice(layer, curve, len(distinct))
+
+
+def _alone(tokenizer: Tokenizer, texts: Sequence[str], row_length: int) -> list[packing.PackedExample]:
+    """BOS and the bare text; its span leaves BOS out."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = [np.array([*bos, *i], np.int32) for i, _ in tokenizer.encode_batch(list(texts))]
+    for n, i in enumerate(ids):
+        if len(i) > row_length:
+            raise UserError(
+                f"evaluation text {texts[n]!r:.60} has {len(i)} tokens, a row {row_length}; raise --data.row-length"
+            )
+    return [_example(i, (len(bos), len(i)), (0, 0)) for i in ids]
+
+
+def _example(tokens: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> packing.PackedExample:
+    return packing.PackedExample(tokens, 1, source, target, languages=(0, 0), hashes=(0, 0))

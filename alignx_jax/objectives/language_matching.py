@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from alignx_jax.objectives import pooling
 
-_BLOCK_ELEMENTS = 2**25  # of [rows, N, W] at a time on one device: 128 MiB in float32
+BLOCK_ELEMENTS = 2**25  # of [rows, N, W] at a time on one device: 128 MiB in float32
 
 
 class Classifier(NamedTuple):
@@ -40,44 +40,56 @@ def language_matching(
       language_GxN: language ids; only equality matters.
       valid_GxN: which slots hold a sentence.
     """
-    groups, n, d = embedding_GxNxD.shape
+    groups, n, _ = embedding_GxNxD.shape
     width = classifier.down_Wx2.shape[0]
-
-    def project(kernel_DxW: jax.Array) -> jax.Array:
-        return jnp.einsum("gnd,dw->gnw", embedding_GxNxD, kernel_DxW, precision=jax.lax.Precision.HIGHEST)
-
-    columns = (
-        pooling.meet(project(classifier.gate_2DxW[d:]), scope),
-        pooling.meet(project(classifier.up_2DxW[d:]), scope),
-        pooling.meet(language_GxN, scope),
-        pooling.meet(valid_GxN, scope),
-    )
-    met = columns[0].shape[1]
-    block = max(1, min(n, _BLOCK_ELEMENTS // (met * width)))
+    first, second = halves(embedding_GxNxD, classifier)
+    columns_GxMxW = tuple(pooling.meet(x, scope) for x in second)
+    language_GxM, valid_GxM = pooling.meet(language_GxN, scope), pooling.meet(valid_GxN, scope)
+    block = max(1, min(n, BLOCK_ELEMENTS // (language_GxM.shape[1] * width)))
     blocks = -(-n // block)
 
     def in_blocks(x_GxNx___: jax.Array) -> jax.Array:
         padded = jnp.pad(x_GxNx___, ((0, 0), (0, blocks * block - n)) + ((0, 0),) * (x_GxNx___.ndim - 2))
         return jnp.moveaxis(padded.reshape(groups, blocks, block, *x_GxNx___.shape[2:]), 1, 0)
 
-    rows = tuple(
-        in_blocks(x)
-        for x in (project(classifier.gate_2DxW[:d]), project(classifier.up_2DxW[:d]), language_GxN, valid_GxN)
-    )
-
     @jax.checkpoint
     def add_block(total, row):
-        gate, up, language, valid = (
-            (r[:, :, None], c[:, None, :]) for r, c in zip(row, columns, strict=True)
-        )  # rows against columns: [G,block,M] and, for gate and up, [...,W]
-        hidden_GxBxMxW = activation(gate[0] + gate[1]) * (up[0] + up[1])
-        logits_GxBxMx2 = jnp.einsum("gbmw,wc->gbmc", hidden_GxBxMxW, classifier.down_Wx2, precision="highest")
-        same_GxBxM = language[0] == language[1]
+        *rows_GxBxW, language_GxB, valid_GxB = row
+        logits_GxBxMx2 = pair_logits(rows_GxBxW, columns_GxMxW, classifier, activation)
+        same_GxBxM = language_GxB[:, :, None] == language_GxM[:, None, :]
         chosen_GxBxM = jnp.where(same_GxBxM, logits_GxBxMx2[..., 1], logits_GxBxMx2[..., 0])
         loss_GxBxM = jax.nn.logsumexp(logits_GxBxMx2, axis=-1) - chosen_GxBxM
-        return total + jnp.sum(jnp.where(valid[0] & valid[1], loss_GxBxM, 0)), None
+        counted_GxBxM = valid_GxB[:, :, None] & valid_GxM[:, None, :]
+        return total + jnp.sum(jnp.where(counted_GxBxM, loss_GxBxM, 0)), None
 
+    rows = tuple(map(in_blocks, (*first, language_GxN, valid_GxN)))
     return jax.lax.scan(add_block, jnp.zeros((), embedding_GxNxD.dtype), rows)[0]
+
+
+Halves = tuple[jax.Array, jax.Array]
+"""Of gate and up, [...,W] each: what one sentence of a pair adds to them."""
+
+
+def halves(embedding___xD: jax.Array, classifier: Classifier) -> tuple[Halves, Halves]:
+    """What each sentence adds as the first of a pair, and as the second."""
+    d = embedding___xD.shape[-1]
+
+    def project(kernel_DxW: jax.Array) -> jax.Array:
+        return jnp.einsum("...d,dw->...w", embedding___xD, kernel_DxW, precision=jax.lax.Precision.HIGHEST)
+
+    kernels = classifier.gate_2DxW, classifier.up_2DxW
+    return tuple(project(k[:d]) for k in kernels), tuple(project(k[d:]) for k in kernels)
+
+
+def pair_logits(
+    first___xBxW: Sequence[jax.Array],
+    second___xMxW: Sequence[jax.Array],
+    classifier: Classifier,
+    activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """[...,B,M,2] scores of "different" and "same language" of every first sentence with every second."""
+    gate, up = (x[..., :, None, :] + y[..., None, :, :] for x, y in zip(first___xBxW, second___xMxW, strict=True))
+    return jnp.einsum("...mw,wc->...mc", activation(gate) * up, classifier.down_Wx2, precision="highest")
 
 
 def weight(valid_GxN: jax.Array, scope: pooling.Scope) -> jax.Array:

@@ -63,9 +63,9 @@ class Checkpoints:
         params = {k: found[k] for k in like.params}
         return TrainState(step=found["count"]["step"], params=params, optimizer=found["optimizer"])
 
-    def restore_decoder(self, step: int, like: Params) -> Params:
-        """The decoder's parameters alone."""
-        return self._load(step, {"decoder": like})["decoder"]
+    def restore_part(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
+        """Some of a state's items alone, such as the decoder's parameters, by their names."""
+        return self._load(step, like)
 
     def _load(self, step: int, like: dict) -> dict:
         try:

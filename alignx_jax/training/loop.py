@@ -37,15 +37,20 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     """
     sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
     align_layer(config, source.decoder_config())
-    _matching_layer(config, source.decoder_config())
+    matching_layer(config, source.decoder_config())
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
-    """Layers run before the state that is aligned: half of the model's unless set (published: 16 of 32)."""
-    return _layer("contrastive", config.objective.contrastive.layer, decoder.num_layers // 2, decoder)
+    """Layers run before the state that is aligned: half of the model's unless set (published: 16 of 32).
+
+    `auto` has to be replaced by a number before training; until then it stands for half.
+    """
+    layer = config.objective.contrastive.layer
+    return _layer("contrastive", None if layer == "auto" else layer, decoder.num_layers // 2, decoder)
 
 
-def _matching_layer(config: Config, decoder: DecoderConfig) -> int:
+def matching_layer(config: Config, decoder: DecoderConfig) -> int:
+    """Layers run before the state whose language is matched: all unless set."""
     return _layer("language-matching", config.objective.language_matching.layer, decoder.num_layers, decoder)
 
 
@@ -67,7 +72,7 @@ def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Me
     return steps.Recipe(
         objective=config.objective,
         contrastive_layer=align_layer(config, decoder),
-        matching_layer=_matching_layer(config, decoder),
+        matching_layer=matching_layer(config, decoder),
         pairs=data.pairs,
         groups=groups,
         group_pairs=max(data.train.most_examples(rows), data.validation.most_examples(rows)),
@@ -104,6 +109,8 @@ def train(
       Diverged: a loss or the gradient is not finite, or an auxiliary loss is 0 or without gradient.
     """
     check(config, source, mesh)
+    if config.objective.contrastive.layer == "auto":
+        raise ValueError("the layer to align has to be a number here")
     plan = recipe(config, source.decoder_config(), data, mesh)
     met = plan.group_pairs * (plan.groups if config.objective.negatives == "global" else 1)
     if "contrastive" in plan.weights and met < 2:

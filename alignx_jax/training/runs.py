@@ -20,7 +20,9 @@ from alignx_jax import sharding
 from alignx_jax.config import Config, UserError, from_json, to_json
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
+from alignx_jax.objectives.language_matching import Classifier
 from alignx_jax.training.checkpoints import Checkpoints
+from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
 # What may differ when a run continues, because its result does not depend on it.
@@ -45,25 +47,43 @@ class Source:
     name: str
     huggingface: pathlib.Path
     """Folder with config.json and the tokenizer; with the weights too if there is no checkpoint."""
-    checkpoints: pathlib.Path | None = None
-    """A stage's checkpoints, of which the best is meant."""
+    run: pathlib.Path | None = None
+    """The stage's folder if it is one; the best of its checkpoints is meant."""
 
     def decoder_config(self) -> families.DecoderConfig:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
 
+    def config(self) -> Config | None:
+        """What the stage was run with."""
+        file = self.run and self.run / "config.json"
+        return from_json(file.read_text(encoding="utf-8"), str(file)) if file else None
+
     def load(self, mesh: Mesh, dtype=jnp.float32) -> Decoder:
         """The decoder, sharded over `mesh`, with master weights of type `dtype`."""
-        if self.checkpoints is None:
+        if self.run is None:
             return huggingface.load(self.huggingface, mesh, dtype)
         graph, params = abstract_decoder(self.decoder_config())
+        return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
+
+    def load_classifier(self, mesh: Mesh) -> Classifier | None:
+        """The pair classifier of a stage that trained one."""
+        config = self.config()
+        if config is None or config.stage != "1" or not config.objective.language_matching.weight:
+            return None
+        size, width = self.decoder_config().hidden_size, config.objective.language_matching.width
+        graph, variables = nnx.split(nnx.eval_shape(lambda: PairClassifier(size, width, rngs=nnx.Rngs(0))))
+        params = nnx.to_pure_dict(variables)
+        return nnx.merge(graph, self._restore("classifier", params, mesh, jnp.float32)).weights()
+
+    def _restore(self, part: str, params: Params, mesh: Mesh, dtype) -> Params:
         like = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s),
-            params,
-            sharding.parameter_shardings(params, mesh),
+            {part: params},
+            sharding.parameter_shardings({part: params}, mesh),
         )
-        checkpoints = Checkpoints(self.checkpoints)
+        checkpoints = Checkpoints(self.run / "checkpoints")
         try:
-            return nnx.merge(graph, checkpoints.restore_decoder(checkpoints.best, like))
+            return checkpoints.restore_part(checkpoints.best, like)[part]
         finally:
             checkpoints.close()
 
@@ -91,7 +111,8 @@ def find(path: str) -> Source:
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
     if (folder / "huggingface").is_dir():
-        return Source(str(folder), folder / "huggingface", _finished(folder))
+        _check_finished(folder)
+        return Source(str(folder), folder / "huggingface", folder)
     if (folder / "config.json").is_file():
         return Source(str(folder), folder)
     stages = [f"{folder / s}" for s in ("stage2", "stage1") if (folder / s).is_dir()]
@@ -99,14 +120,13 @@ def find(path: str) -> Source:
     raise UserError(f"{path}: neither a Hugging Face folder nor a stage of a run{hint}")
 
 
-def _finished(folder: pathlib.Path) -> pathlib.Path:
+def _check_finished(folder: pathlib.Path) -> None:
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
         if checkpoints.latest is None:
             raise UserError(f"{folder}: this stage has saved no checkpoint yet; run it first")
     finally:
         checkpoints.close()
-    return folder / "checkpoints"
 
 
 def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> bool:

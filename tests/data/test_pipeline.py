@@ -403,15 +403,34 @@ def test_multiway_sentences(tmp_path):
     path = tmp_path / "ways.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(json.dumps({"text": line}) for line in lines).encode()))
     assert pipeline.multiway(str(path)) == {"de": ["eins", "drei"], "en": ["one", "three"], "fr": ["un", "trois"]}
-    assert pipeline.multiway(str(path), ["fra", "en"], limit=2) == {"fr": ["un", "deux"], "en": ["one", "two"]}
+    assert pipeline.multiway(str(path), ["fra", "en"]) == {"fr": ["un", "deux", "trois"], "en": ["one", "two", "three"]}
     with pytest.raises(UserError, match=r"no line has all of the languages \(en 3, sw 0\)"):
         pipeline.multiway(str(path), ["en", "sw"])
     with pytest.raises(UserError, match="gone: no such file"):
         pipeline.multiway(str(tmp_path / "gone"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"empty\.jsonl: empty"):
+        pipeline.multiway(str(tmp_path / "empty.jsonl"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": {"en": "a"}}\n{"text": {"en": 1}}\n')
     with pytest.raises(UserError, match=r"bad\.jsonl:2: field 'text\.en' has to be a text"):
         pipeline.multiway(str(bad))
+
+
+def test_a_folder_of_a_text_file_for_each_language(tmp_path):
+    (tmp_path / "eng_Latn.devtest").write_text("one\ntwo\n")
+    (tmp_path / "newstest2019-ref.deu.txt").write_text("eins\nzwei")
+    (tmp_path / "README.md").write_text("nothing of ours\n")
+    assert pipeline.multiway(str(tmp_path)) == {"de": ["eins", "zwei"], "en": ["one", "two"]}
+    (tmp_path / "zh_Hans.devtest").write_text("一\n \n")
+    with pytest.raises(UserError, match=r"zh_Hans\.devtest:2: field 'zh' is empty"):
+        pipeline.multiway(str(tmp_path))
+    (tmp_path / "zh_Hans.devtest").write_text("一\n")
+    with pytest.raises(UserError, match=r"line by line.*eng_Latn\.devtest 2.*zh_Hans\.devtest 1"):
+        pipeline.multiway(str(tmp_path))
+    (tmp_path / "en.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"en\.txt and .*eng_Latn\.devtest are both en"):
+        pipeline.multiway(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["llama2", "deepseek_r1"])

@@ -59,7 +59,7 @@ def test_truncating_and_dropping_are_the_published_rule(data, bos, overlong):
     ids = np.arange(10, 10 + len(offsets), dtype=np.int32)
     cutoff, least = max(4, len(ids) + data.draw(st.integers(-12, 3))), data.draw(st.integers(1, 4))
 
-    tokenizer = Tokenizer(bos, 2, 100, "", backend=None)
+    tokenizer = Tokenizer(bos, 2, None, 100, "", backend=None)
     example = spans.mark((ids, offsets), prompt, tokenizer, cutoff=cutoff, overlong=overlong, min_target_tokens=least)
     tokens, marks, cut, kept = _published(ids.tolist(), offsets.tolist(), prompt, bos, 2, cutoff, least)
     if overlong == "drop" and cut:
@@ -75,7 +75,7 @@ def test_truncating_and_dropping_are_the_published_rule(data, bos, overlong):
 
 
 def test_instructions_need_one_token_of_the_response():
-    tokenizer = Tokenizer(1, 2, 100, "", backend=None)
+    tokenizer = Tokenizer(1, 2, None, 100, "", backend=None)
     prompt = prompts.Prompt("abcdef", (0, 0), (4, 6))
     encoding = np.arange(10, 16, dtype=np.int32), np.array([[i, i + 1] for i in range(6)], np.int32)
     whole = spans.mark(encoding, prompt, tokenizer, cutoff=8, overlong="drop", min_target_tokens=None)
@@ -89,7 +89,7 @@ def test_instructions_need_one_token_of_the_response():
 
 
 def test_a_sentence_without_tokens_is_dropped():
-    tokenizer = Tokenizer(1, 2, 100, "", backend=None)
+    tokenizer = Tokenizer(1, 2, None, 100, "", backend=None)
     prompt = prompts.Prompt("abcdef", (0, 1), (2, 6))
     encoding = np.arange(10, 15, dtype=np.int32), np.array([[i, i + 1] for i in range(1, 6)], np.int32)
     assert spans.mark(encoding, prompt, tokenizer, cutoff=9, overlong="drop", min_target_tokens=3) == "no source token"

@@ -73,7 +73,8 @@ def test_special_ids_and_size(tiny):
         loaded = tokenizer.load(tiny / kind)
         texts = [f"{text} 😀\n" for text in SENTENCES.values()]
         ids = [i for encoded, _ in loaded.encode_batch(texts) for i in encoded]
-        assert {loaded.bos_id, loaded.eos_id}.isdisjoint(ids)
+        assert {loaded.bos_id, loaded.eos_id, loaded.unk_id}.isdisjoint(ids)
+        assert loaded.unk_id == {"bytes": None, "pieces": 0}[kind]
         assert loaded.decode([loaded.bos_id, *loaded.encode_batch(["fox"])[0][0], loaded.eos_id]) == "fox"
         assert max(ids) < loaded.vocab_size
         tokenizer.check(loaded, loaded.vocab_size)

@@ -1,4 +1,4 @@
-"""Retrieval against a dense loop; sentence vectors against transformers' hidden states."""
+"""Sentence vectors against transformers' hidden states; the layer chosen from a curve that is known."""
 
 import jax
 import jax.numpy as jnp
@@ -7,36 +7,14 @@ import pytest
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
-from alignx_jax.data import tokenizer
+from alignx_jax.data import prompts, tokenizer
 from alignx_jax.evaluation import alignment
 from alignx_jax.training import runs
 
-
-def test_accuracy_at_1_is_the_dense_loop():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 40, 6))
-    y = y[:, :1] * 0.5 + y + x  # neighbours are not mutual
-
-    def hits(a, b):
-        cos = [[u @ v / np.linalg.norm(u) / np.linalg.norm(v) for v in b] for u in a]
-        return np.mean([all(row[i] > row[j] for j in range(len(b)) if j != i) for i, row in enumerate(cos)])
-
-    expected = hits(x, y), hits(y, x)
-    assert 0.2 < expected[0] < 1 and expected[0] != expected[1]
-    np.testing.assert_allclose(alignment.accuracy_at_1(x, y), expected)
-
-
-def test_equal_vectors_are_no_retrieval():
-    assert alignment.accuracy_at_1(np.ones((5, 3)), np.ones((5, 3))) == (0.0, 0.0)
-
-
-def test_retrieval_compares_with_the_pivot_layer_by_layer():
-    rng = np.random.default_rng(1)
-    english = rng.normal(size=(2, 30, 8))
-    vectors = {"en": english, "de": english.copy()}
-    vectors["de"][0] = rng.permutation(vectors["de"][0])
-    (found,) = alignment.retrieval(vectors, "en")
-    assert found.language == "de" and found.mean[0] < 0.2 and found.mean[1] == 1
+ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He is at school.", "Yes"]
+GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja"]
+CHINESE = ["狗在睡觉。", "老师今天早上买了一本红色的书。", "他在学校。", "是"]
+SENTENCES = {"de": GERMAN, "en": ENGLISH, "zh": CHINESE}
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +23,111 @@ def sample():
     return source, tokenizer.load(source.huggingface)
 
 
-@pytest.mark.parametrize("spec", ["1x1", "4x2"])
-def test_sentence_vectors_are_the_means_of_each_sentence_alone(sample, spec):
+@pytest.fixture(scope="module")
+def states(sample):
+    """Hidden states [L+1,T,D] of token ids, by transformers."""
     import torch
     import transformers
 
-    source, encoder = sample
-    sentences = ["The dog sleeps.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "老师在学校。", "نعم"]
-    mesh = sharding.make_mesh(spec)
-    with jax.set_mesh(mesh):
-        decoder = source.load(mesh)
-        got = alignment.all_vectors(
-            decoder, encoder, {"x": sentences[:1], "y": sentences[1:]}, mesh, rows=4, row_length=48, dtype=jnp.float32
-        )
-    got = np.concatenate([got["x"], got["y"]], axis=1)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(source.huggingface, dtype=torch.float32)
-    for n, (ids, _) in enumerate(encoder.encode_batch(sentences)):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(sample[0].huggingface, dtype=torch.float32)
+
+    def states(ids):
         with torch.no_grad():
-            states = theirs(torch.tensor([[encoder.bos_id, *ids]]), output_hidden_states=True).hidden_states
-        expected = np.stack([s[0, 1:].mean(dim=0).numpy() for s in states])
-        np.testing.assert_allclose(got[:, n], expected, atol=1e-4)
+            hidden = theirs(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
+        return np.stack([h[0].numpy() for h in hidden]).astype(np.float64)
+
+    return states
+
+
+@pytest.mark.parametrize("spec", ["1x1", "4x2"])
+def test_every_pool_of_every_sentence_alone(sample, states, monkeypatch, spec):
+    monkeypatch.setattr(alignment, "MEXA_SENTENCES", 3)
+    source, encoder = sample
+    mesh, heard = sharding.make_mesh(spec), []
+    with jax.set_mesh(mesh):
+        got = alignment.sentence_vectors(
+            source.load(mesh),
+            encoder,
+            SENTENCES,
+            mesh,
+            rows=4,
+            row_length=48,
+            dtype=jnp.float32,
+            progress=heard.append,
+        )
+    assert sum(heard) == 12
+    assert got.mean.shape == (9, 3, 4, 128)
+    assert got.last.shape == got.weighted.shape == got.predicting.shape == (9, 3, 3, 128)
+    for k, language in enumerate(SENTENCES.values()):
+        for n, (ids, _) in enumerate(encoder.encode_batch(language)):
+            h_LxTxD = states([encoder.bos_id, *ids])
+            np.testing.assert_allclose(got.mean[:, k, n], h_LxTxD[:, 1:].mean(axis=1), atol=1e-4)
+            if n < 3:
+                weight = np.arange(1, h_LxTxD.shape[1] + 1)
+                weighted = np.einsum("t,ltd->ld", weight, h_LxTxD) / weight.sum()
+                np.testing.assert_allclose(got.weighted[:, k, n], weighted, atol=1e-4)
+                np.testing.assert_allclose(got.last[:, k, n], h_LxTxD[:, -1], atol=1e-4)
+                np.testing.assert_allclose(got.predicting[:, k, n], h_LxTxD[:, :-1].mean(axis=1), atol=1e-4)
+
+
+def test_in_prompt_the_pivot_has_seen_its_source(sample, states):
+    source, encoder = sample
+    mesh, template = sharding.make_mesh("2x1"), prompts.load("sample")
+    with jax.set_mesh(mesh):
+        got = alignment.in_prompt_vectors(
+            source.load(mesh), encoder, template, SENTENCES, "en", mesh, rows=2, row_length=96, dtype=jnp.float32
+        )
+    assert list(got) == ["de", "zh"]
+    for code, (of_source, of_target) in got.items():
+        for n in range(4):
+            prompt = template.render_translation(SENTENCES[code][n], ENGLISH[n], code, "en")
+            ((ids, offsets),) = encoder.encode_batch([prompt.text])
+            h_LxTxD = states([encoder.bos_id, *ids])[:, 1:]
+            for vectors, (start, end) in ((of_source, prompt.source), (of_target, prompt.target)):
+                inside = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1])
+                np.testing.assert_allclose(vectors[:, n], h_LxTxD[:, inside].mean(axis=1), atol=1e-4)
+
+
+def test_the_chosen_layer_is_inside_and_finds_most_pairs(sample, monkeypatch):
+    """Vectors are made so that retrieval is perfect at the ends, which are not to be chosen, and at layers 2 and 6."""
+    source, encoder = sample
+    rng = np.random.default_rng(0)
+    pairs = [(f"a{n}", f"b{n}") for n in range(20)]
+    x, noise = rng.normal(size=(20, 16)), rng.normal(size=(20, 16))
+
+    def vectors(decoder, encoder, texts, mesh):
+        assert texts == [text for pair in pairs for text in pair]
+        made = rng.normal(size=(9, 40, 16))
+        for layer in (0, 2, 6, 8):
+            made[layer, ::2], made[layer, 1::2] = x, x + 0.01 * noise
+        return made.astype(np.float32)
+
+    monkeypatch.setattr(alignment, "text_vectors", vectors)
+    decoder = source.load(sharding.make_mesh("1x1"))
+    again = [*pairs, ("a3", "c"), ("c", "b4")]  # share a sentence with an earlier pair
+    choice = alignment.choose_layer(decoder, encoder, again, None)
+    assert (choice.layer, choice.pairs) == (2, 20)
+    assert [choice.retrieval[n] for n in (0, 2, 6, 8)] == [1] * 4
+    assert max(choice.retrieval[n] for n in (1, 3, 4, 5, 7)) < 0.5
+    with pytest.raises(UserError, match=r"layer=auto: there are 8 layers and 1 held-out pairs"):
+        alignment.choose_layer(decoder, encoder, pairs[:1], None)
 
 
 def test_a_sentence_longer_than_a_row_is_refused(sample):
     source, encoder = sample
     mesh = sharding.make_mesh("1x1")
-    with jax.set_mesh(mesh), pytest.raises(UserError, match=r"sentence 2 has \d+ tokens, a row 16"):
-        alignment.sentence_vectors(
-            source.load(mesh), encoder, ["Yes.", "No. " * 20], mesh, rows=1, row_length=16, dtype=jnp.float32
-        )
+    options = {"rows": 1, "row_length": 16, "dtype": jnp.float32}
+    with jax.set_mesh(mesh):
+        decoder = source.load(mesh)
+        with pytest.raises(UserError, match=r"'No\. No\. .* has \d+ tokens, a row 16"):
+            alignment.text_vectors(decoder, encoder, ["Yes.", "No. " * 20], mesh, **options)
+        with pytest.raises(UserError, match=r"sentence 2 \(de\) cannot be pooled in its prompt \(overlong\)"):
+            alignment.in_prompt_vectors(
+                decoder,
+                encoder,
+                prompts.load("sample"),
+                {"de": ["Ja", "Nein. " * 20], "en": ["Yes", "No"]},
+                "en",
+                mesh,
+                **(options | {"row_length": 48}),
+            )

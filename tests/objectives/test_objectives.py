@@ -156,7 +156,7 @@ def test_one_pair_alone_costs_nothing(x64, groups):
 @pytest.mark.parametrize("scope", ["global", "micro-batch"])
 @pytest.mark.parametrize("block", [2**25, 1, 200])
 def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope, block):
-    monkeypatch.setattr("alignx_jax.objectives.language_matching._BLOCK_ELEMENTS", block)
+    monkeypatch.setattr("alignx_jax.objectives.language_matching.BLOCK_ELEMENTS", block)
     (e, _), valid, languages, _ = groups
     languages = languages % 3
     rng = np.random.default_rng(1)

@@ -108,4 +108,4 @@ def test_another_model_is_told_apart(tmp_path):
         contextlib.closing(Checkpoints(tmp_path)) as again,
         pytest.raises(UserError, match="not of this model"),
     ):
-        again.restore_decoder(1, wrong)
+        again.restore_part(1, {"decoder": wrong})

@@ -93,7 +93,7 @@ def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
         sharding.parameter_shardings(params, mesh),
     )
     with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        return jax.tree.leaves(jax.device_get(checkpoints.restore_decoder(step, like)))
+        return jax.tree.leaves(jax.device_get(checkpoints.restore_part(step, {"decoder": like})))
 
 
 def records(folder: pathlib.Path) -> list[dict]:
@@ -137,7 +137,7 @@ def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
         assert steps == list(range(1, 25)), "no gap, no step twice"
         assert [r["step"] for r in metrics.read(folder, "validation")] == [0, 8, 16, 24]
         assert list((folder / "tensorboard").glob("events.*"))
-        assert runs.find(str(folder)).checkpoints
+        assert runs.find(str(folder)).run
     first, last = (metrics.read(run / "stage1", "validation")[n] for n in (0, -1))
     assert last["loss"] < first["loss"]
     assert {"next_token", "contrastive", "language_matching"} <= set(first)

@@ -1,0 +1,218 @@
+"""The results of an evaluation as a page, as TensorBoard data, and as a table for the terminal.
+
+All three take the dictionary that `evaluation.json` holds. The page needs nothing but itself: its pictures are inline
+SVG, and it loads no script, font or style.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterator
+
+import jinja2
+from rich import box
+from rich import table as rich_table
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from alignx_jax.data.languages import language_name
+from alignx_jax.evaluation import cells, figures, tables, verdict
+
+_SECTIONS = {
+    "verdict": "In short",
+    "models": "Models side by side",
+    "depth": "Align, then diverge",
+    "measures": "Other measures over depth",
+    "by_language": "Retrieval by language",
+    "matrix": "Every language with every other",
+    "projections": "Sentences in the plane",
+    "losses": "Training",
+    "translation": "Translation",
+    "forgetting": "Forgetting",
+    "language_tables": "Language by language",
+    "samples": "Sample outputs",
+    "definitions": "Definitions",
+    "about": "How this was made",
+}
+
+
+def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
+    """`report.html` in `folder`; the same results give the same bytes. Returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alignx_jax.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["minus"] = lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+    page = environment.get_template("report.html.jinja").render(_context(results))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _context(results: dict) -> dict:
+    """Everything the template names."""
+    base = cells.baseline(results)
+    found = {
+        "verdict": verdict.verdicts(results),
+        "models": tables.overview(results),
+        "depth": figures.depth(results),
+        "measures": figures.measures(results),
+        "by_language": figures.by_language(results),
+        "matrix": figures.matrices(results),
+        "projections": figures.projections(results),
+        "losses": figures.losses(results),
+        "translation": _translation(results),
+        "forgetting": [table for table in (tables.home(results), tables.tasks(results)) if table],
+        "language_tables": tables.by_language(results),
+        "samples": _samples(results),
+    }
+    codes = results["sentences"]["languages"]
+    return {
+        **found,
+        "contents": {key: title for key, title in _SECTIONS.items() if found.get(key, True)},
+        "baseline": base and base["name"],
+        "colours": {key.text: key.colour for key in figures.model_keys(results)},
+        "command": results["command"],
+        "config": dict(_flat(results["config"])),
+        "date": results["date"],
+        "described": results["models"],
+        "languages": [f"{code} {language_name(code)}" for code in codes],
+        "machine": results["machine"],
+        "names": [model["name"] for model in results["models"]],
+        "pivot": language_name(results["sentences"]["pivot"]),
+        "sentences": results["sentences"],
+        "tokenization": tables.tokenization(results),
+        "versions": results["versions"],
+        "warnings": verdict.warnings(results),
+        "words": {"better": "better", "worse": "worse", "same": "cannot tell", "": "no interval"},
+    }
+
+
+def _translation(results: dict) -> dict | None:
+    averages = tables.translation_averages(results)
+    if averages is None:
+        return None
+    main, *others = (tables.translation_directions(results, metric) for metric in tables.metrics(results))
+    translated = [model["translation"] for model in results["models"] if model["translation"]]
+    return {
+        "averages": averages,
+        "main": main,
+        "others": others,
+        "pictures": figures.translations(results),
+        "signatures": {name: text for found in translated for name, text in found["signatures"].items()},
+        "notes": dict.fromkeys(note for found in translated for note in found["notes"]),
+    }
+
+
+def _samples(results: dict) -> list[dict]:
+    """Each source once, with every model's output."""
+    found: dict[tuple[str, str], dict] = {}
+    for model in results["models"]:
+        for sample in cells.get(model, "translation", "samples") or ():
+            source, target = tables.direction_codes(sample["direction"])
+            entry = found.setdefault(
+                (sample["direction"], sample["source"]),
+                {
+                    "title": tables.direction_name(sample["direction"]),
+                    "from": source,
+                    "to": target,
+                    "source": sample["source"],
+                    "reference": sample["reference"],
+                    "outputs": {},
+                },
+            )
+            entry["outputs"][model["name"]] = sample["output"]
+    return list(found.values())
+
+
+def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """`evaluation.limit` and its value, of settings inside settings."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+_SUFFIX = ".evaluation"  # of event files: others in the same folder are not ours
+_COLOURS = {"better": "green", "worse": "red", "same": "dim", "": ""}
+
+
+def terminal_table(results: dict) -> rich_table.Table:
+    """Models as columns: what is compared first, with its change against the baseline and the 95 % interval of that."""
+    overview, base = tables.overview(results), cells.baseline(results)
+    shown = rich_table.Table(title=overview.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    shown.caption = f"beside a value its change against {base['name']}, below it the 95% interval" if base else None
+    shown.add_column("", min_width=14)
+    for name in overview.head[1:]:
+        shown.add_column(Text(name), justify="right")
+    for row in overview.rows:
+        if row.cells:
+            shown.add_row(Text(row.label), *(_terminal_cell(cell) for cell in row.cells))
+        else:
+            shown.add_section()
+            shown.add_row(Text(row.label, style="bold"))
+    return shown
+
+
+def _terminal_cell(cell: cells.Cell) -> Text:
+    text = Text(cell.text)
+    text.append(f" {cell.change}" if cell.change else "", style=_COLOURS[cell.mark])
+    interval = cell.change_interval if cell.change else cell.interval
+    return text.append(f"\n{interval}" if interval else "", style="dim")
+
+
+def to_tensorboard(results: dict, folder: pathlib.Path) -> None:
+    """Every measure over the layers (steps are layers; a folder for each model), pictures, and tables as text.
+
+    What an earlier call wrote there is replaced.
+    """
+    for model in results["models"]:
+        with _board(folder / re.sub(r"[^\w -]", "_", model["name"])) as board:
+            for key, curve in figures.curves(model).items():
+                for layer, value in enumerate(curve):
+                    board.add_scalar(f"layers/{key}", float(value), layer)
+    with _board(folder) as board:
+        for group in _groups(results):
+            board.add_image(group.key, group.pixels(), dataformats="HWC")
+        for table in _tables(results):
+            board.add_text(table.title, _markdown(table))
+        for found in verdict.verdicts(results):
+            board.add_text(f"verdict/{found.model}", found.text)
+
+
+def _board(folder: pathlib.Path) -> SummaryWriter:
+    for old in folder.glob(f"*tfevents*{_SUFFIX}"):
+        old.unlink()
+    return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
+
+
+def _groups(results: dict) -> list[figures.Group]:
+    """Every picture of the page."""
+    single = [figures.depth, figures.by_language, figures.matrices, figures.losses, figures.translations]
+    several = [*figures.measures(results), *figures.projections(results)]
+    return [*(group for make in single if (group := make(results))), *several]
+
+
+def _tables(results: dict) -> list[tables.Table]:
+    """Every table of the page, but for the single metrics of translation."""
+    single = [tables.overview, tables.translation_averages, tables.home, tables.tasks]
+    return [*(table for make in single if (table := make(results))), *tables.by_language(results)]
+
+
+def _markdown(table: tables.Table) -> str:
+    """The table as TensorBoard's text shows it."""
+
+    def line(*cells):
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    lines = [line(*table.head), line(*("---" for _ in table.head))]
+    for row in table.rows:
+        cells = (" ".join(filter(None, (c.text, c.interval, c.change, c.change_interval))) for c in row.cells)
+        lines.append(line(row.label, *cells) if row.cells else line(f"**{row.label}**", *("" for _ in table.head[1:])))
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""The tables of an evaluation: models side by side, each with its change against the baseline.
+
+One `Table` serves the page, the terminal and TensorBoard. `results` is the dictionary that `evaluation.json` holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from alignx_jax.data.languages import language_name
+from alignx_jax.evaluation.cells import (
+    BITS,
+    INDEX,
+    LENGTH,
+    PERPLEXITY,
+    SCORE,
+    SHARE,
+    SHARE_OF_ERRORS,
+    SHARE_OF_NEITHER,
+    Number,
+    Row,
+    at_aligned,
+    cell,
+    get,
+    row,
+    value_of,
+)
+
+_TOKEN = "Perplexity of a token"
+_OF_TEXT = {
+    "Bits per byte": (BITS, "bits_per_byte", "perplexity", "bits_per_byte"),
+    _TOKEN: (PERPLEXITY, "perplexity", "perplexity", "value"),
+    "Choice of continuation": (SHARE, "continuation_choice", "continuation_choice"),
+    "Two-option items": (SHARE, "choices", "choices"),
+}
+"""What is measured of the text of a language: style, name of its change in `intervals`, path around the language."""
+_METRICS = {"COMET": INDEX, "off_target": SHARE_OF_ERRORS, "copy": SHARE_OF_ERRORS, "empty": SHARE_OF_ERRORS}
+"""Metrics of translation; the others, such as spBLEU with its tokenizers, are scores."""
+_METRIC_NAMES = {"off_target": "off-target", "copy": "copied"}
+_DIRECTION = re.compile(r"([a-z]+(?:-[A-Z][a-z]+)?)-([a-z]+(?:-[A-Z][a-z]+)?)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def _section(label: str, rows: Sequence[Row]) -> list[Row]:
+    return [Row(label), *rows] if rows else []
+
+
+def _table(results: dict, title: str, rows: Sequence[Row]) -> Table | None:
+    return Table(title, ("", *(model["name"] for model in results["models"])), tuple(rows)) if rows else None
+
+
+def home_language(results: dict) -> str:
+    """The language whose loss is called forgetting: English, or the pivot where no model was measured in English."""
+    measured = any(get(model, "perplexity", "en") for model in results["models"])
+    return "en" if measured else results["sentences"]["pivot"]
+
+
+def retrieval(model: dict, code: str = "mean") -> Number:
+    """At the aligned layer, mean of both directions, of a language or of all, with its interval where it has one."""
+    path = ("retrieval",) if code == "mean" else ("retrieval", code)
+    return get(model, "intervals", "retrieval", code) or at_aligned(model, *path)
+
+
+def overview(results: dict) -> Table:
+    """What a reader compares first; also the table of the terminal."""
+    home = home_language(results)
+    others = [code for code in results["sentences"]["languages"] if code != home]
+
+    def aligned(label, style, *path):
+        return row(results, label, style, lambda m: at_aligned(m, *path))
+
+    def lowest(m):
+        return min(at_aligned(m, "retrieval", code) for code in m["alignment"]["retrieval"])
+
+    def paired(m):
+        return get(m, "intervals", "retrieval_change", "mean")
+
+    def mean_of_others(title):
+        style, _, *path = _OF_TEXT[title]
+        return row(results, title, style, lambda m: _mean(get(m, path[0], code, *path[1:]) for code in others))
+
+    rows = [
+        Row("Closer, at the aligned layer"),
+        *row(results, "Retrieval, mean", SHARE, retrieval, paired),
+        *row(results, "Retrieval, lowest language", SHARE, lowest),
+        *aligned("MEXA", SHARE, "mexa", "weighted"),
+        *aligned("xSIM error", SHARE_OF_ERRORS, "xsim"),
+        *aligned("CKA, debiased", INDEX, "cka_debiased"),
+        Row("Languages told apart"),
+        *aligned("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
+        *row(results, "Language probe, last layer", SHARE, lambda m: m["alignment"]["language_probe"][-1]),
+        *row(results, "Matching head", SHARE, lambda m: get(m, "alignment", "matching_head", "accuracy")),
+        *_section(language_name(home), [r for title in _OF_TEXT for r in _text_row(results, title, title, home)]),
+        *_section("Other languages, mean", [r for title in _OF_TEXT if title != _TOKEN for r in mean_of_others(title)]),
+        *_section("Translation", [*_averages(results, "chrF++"), *_averages(results, "off_target")]),
+        *_section("Tasks", row(results, "Accuracy, mean", SHARE, lambda m: _mean(_accuracies(m)))),
+    ]
+    return _table(results, "Models side by side", rows)
+
+
+def _text_row(results: dict, label: str, title: str, code: str) -> list[Row]:
+    """A row of `_OF_TEXT` for one language."""
+    style, kind, *path = _OF_TEXT[title]
+    return row(
+        results,
+        label,
+        style,
+        lambda m: get(m, path[0], code, *path[1:]),
+        lambda m: get(m, "intervals", f"{kind}_change", code),
+    )
+
+
+def home(results: dict) -> Table | None:
+    """What a model may have forgotten: its first language."""
+    code = home_language(results)
+    return _table(
+        results, language_name(code), [r for title in _OF_TEXT for r in _text_row(results, title, title, code)]
+    )
+
+
+def _mean(numbers: Iterable[Number]) -> float | None:
+    found = [value_of(number) for number in numbers if number is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _accuracies(model: dict) -> list[float]:
+    tasks = get(model, "tasks") or {}
+    return [scores[name][0] for scores in tasks.values() for name in scores if name.split(",")[0] == "acc"]
+
+
+def direction_codes(direction: str) -> tuple[str, str]:
+    """`de` and `en` of `de-en`, `zh-Hant` and `x` of `zh-Hant-x`."""
+    return _DIRECTION.fullmatch(direction).groups()
+
+
+def direction_name(direction: str) -> str:
+    """`German to English` of `de-en`, `English to others` of an average's `en-x`."""
+    if direction == "x-y":
+        return "between others"
+    return " to ".join("others" if code == "x" else language_name(code) for code in direction_codes(direction))
+
+
+def _keys(results: dict, *path: str) -> list[str]:
+    """Keys that the models have at a path, each once."""
+    return list(dict.fromkeys(key for model in results["models"] for key in get(model, *path) or {}))
+
+
+def metrics(results: dict) -> list[str]:
+    """Metrics of translation, chrF++ first."""
+    found = {
+        name: None
+        for key in _keys(results, "translation", "averages")
+        for name in _keys(results, "translation", "averages", key)
+    }
+    return sorted(
+        (name for name in found if not name.endswith(("_interval", "_change"))), key=lambda name: name != "chrF++"
+    )
+
+
+def _scores(results: dict, part: str, key: str, metric: str, label: str) -> list[Row]:
+    """The row of one metric of an average or a direction."""
+
+    def number(m):
+        return get(m, "translation", part, key, f"{metric}_interval") or get(m, "translation", part, key, metric)
+
+    def change(m):
+        return get(m, "translation", part, key, f"{metric}_change")
+
+    return row(results, label, _METRICS.get(metric, SCORE), number, change)
+
+
+def metric_name(metric: str) -> str:
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def _averages(results: dict, metric: str) -> list[Row]:
+    return [
+        r
+        for key in _keys(results, "translation", "averages")
+        for r in _scores(results, "averages", key, metric, f"{metric_name(metric)}, {direction_name(key)}")
+    ]
+
+
+def translation_averages(results: dict) -> Table | None:
+    """Every metric, averaged over the directions out of, into and beside the pivot."""
+    rows = []
+    for key in _keys(results, "translation", "averages"):
+        heading = direction_name(key)
+        rows += _section(
+            heading[0].upper() + heading[1:],
+            [r for name in metrics(results) for r in _scores(results, "averages", key, name, metric_name(name))],
+        )
+    return _table(results, "Averages over directions", rows)
+
+
+def translation_directions(results: dict, metric: str) -> Table | None:
+    """One metric in every direction."""
+    rows = [
+        r
+        for key in _keys(results, "translation", "directions")
+        for r in _scores(results, "directions", key, metric, direction_name(key))
+    ]
+    return _table(results, metric_name(metric), rows)
+
+
+def tasks(results: dict) -> Table | None:
+    """Tasks of lm-evaluation-harness, with 95 % intervals of 1.96 standard errors."""
+    rows = []
+    for task in _keys(results, "tasks"):
+        for metric in _keys(results, "tasks", task):
+
+            def number(model, task=task, metric=metric):
+                value, error = get(model, "tasks", task, metric) or (None, None)
+                return value if error is None else (value, value - 1.96 * error, value + 1.96 * error)
+
+            greatest = max(value_of(number(m)) for m in results["models"] if number(m) is not None)
+            loss = any(word in metric for word in ("perplexity", "bits_per_byte"))
+            style = PERPLEXITY if loss else SHARE if greatest <= 1 else SCORE
+            rows += row(results, f"{task}, {metric.split(',')[0]}", style, number)
+    return _table(results, "Tasks", rows)
+
+
+def by_language(results: dict) -> list[Table]:
+    """Each measure of text, a row for each language."""
+    codes = results["sentences"]["languages"]
+    found = (
+        _table(results, title, [r for code in codes for r in _text_row(results, language_name(code), title, code)])
+        for title in _OF_TEXT
+    )
+    return [table for table in found if table]
+
+
+def tokenization(results: dict) -> list[Table]:
+    """Share of unknown tokens and tokens a sentence, a row for each language."""
+    return [
+        _table(
+            results,
+            title,
+            [
+                Row(language_name(code), tuple(cell(get(m, key, code), style) for m in results["models"]))
+                for code in results["sentences"]["languages"]
+            ],
+        )
+        for title, key, style in (
+            ("Unknown tokens", "unknown_rate", SHARE_OF_NEITHER),
+            ("Tokens a sentence", "tokens_per_sentence", LENGTH),
+        )
+    ]

@@ -1,0 +1,167 @@
+"""What the numbers say, in words no stronger than their intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from alignx_jax.data.languages import language_name
+from alignx_jax.evaluation import cells, tables
+from alignx_jax.evaluation.cells import BITS, SCORE, SHARE, Number, Style, get, value_of
+
+UNDECIDED = "no difference that this test can tell"
+_UNWRITTEN = 0.01  # share of unknown tokens from which a language is warned of
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The number that answers one of the reader's questions."""
+
+    question: str
+    """Empty for a single model, of which only the measure is given."""
+    measure: str
+    number: str
+    """The signed change against the baseline; of a single model, the value."""
+    interval: str
+    """`[low, high]`; empty where none was computed."""
+    mark: str
+    """Of a change with an interval: better, worse or same (see `cells.mark`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """About one model."""
+
+    model: str
+    answers: tuple[Answer, ...]
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    question: str
+    measure: str
+    subject: str
+    """Begins the sentence about it."""
+    style: Style
+    unit: str
+    number: Number
+    before: Number
+    change: Number
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """One for every model that is compared with the baseline; of a single model, what it measures."""
+    base = cells.baseline(results)
+    if base is None:
+        return [_alone(results, results["models"][0])]
+    return [_compared(results, base, model) for model in results["models"] if model is not base]
+
+
+def change_sentence(subject: str, style: Style, before: Number, after: Number, change: Number, unit: str = "") -> str:
+    """`Retrieval rose from 0.7% to 3.7% (+3.0 points, 95% interval 2.4 to 3.6).`, or what can be said instead.
+
+    Args:
+      change: (value, low, high) of a paired comparison, or the plain difference where none was made.
+      unit: what the change is counted in.
+    """
+    ends = f"from {style.text(value_of(before))} to {style.text(value_of(after))}"
+    value = value_of(change)
+    amount = f"{style.signed(value)} {unit}".strip()
+    if change is value:
+        return f"{subject} went {ends} ({amount}; no interval was computed)."
+    low, high = (f"{style.scale * end:.{style.digits}f}" for end in change[1:])
+    test = f"({amount}, 95% interval {low} to {high})"
+    if change[1] <= 0 <= change[2]:
+        return f"{subject} went {ends} {test}: {UNDECIDED}."
+    return f"{subject} {'rose' if value > 0 else 'fell'} {ends} {test}."
+
+
+def warnings(results: dict) -> list[str]:
+    """Languages that a model's tokenizer cannot write."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model in results["models"]:
+        for code, rate in model["unknown_rate"].items():
+            if rate >= _UNWRITTEN:
+                found.setdefault((code, SHARE.text(rate)), []).append(model["name"])
+    return [
+        f"{rate} of the tokens of {language_name(code)} are unknown to the tokenizer of {', '.join(models)}: "
+        "numbers of this language say little."
+        for (code, rate), models in found.items()
+    ]
+
+
+def _questions(results: dict, model: dict, base: dict | None) -> list[_Question]:
+    """What is asked of every model, where it was measured; `before` and `change` are of the baseline."""
+    home, pivot = tables.home_language(results), results["sentences"]["pivot"]
+    name = language_name(home)
+    others = len(model["alignment"]["retrieval"])
+    perplexity = [get(m, "perplexity", home, "value") for m in (base, model) if m is not None]
+    written = " to ".join(f"{value:,.1f}" for value in perplexity if value is not None)
+    found = [
+        _Question(
+            "Languages closer?",
+            "retrieval, points" if base else "retrieval",
+            f"Retrieval between {language_name(pivot)} and {others} other {'language' if others == 1 else 'languages'} "
+            f"at the aligned layer ({model['align_layer']} of {model['layers']})",
+            SHARE,
+            "points",
+            tables.retrieval(model),
+            base and tables.retrieval(base),
+            get(model, "intervals", "retrieval_change", "mean"),
+        ),
+        _Question(
+            f"{name} kept?",
+            "bits per byte",
+            f"{name} text in bits per byte (less is better; perplexity {written})",
+            BITS,
+            "",
+            get(model, "perplexity", home, "bits_per_byte"),
+            get(base, "perplexity", home, "bits_per_byte"),
+            get(model, "intervals", "bits_per_byte_change", home),
+        ),
+    ]
+    for key, scores in (get(model, "translation", "averages") or {}).items():
+        direction = tables.direction_name(key)
+        found.append(
+            _Question(
+                "Translates better?",
+                f"chrF++, {direction}",
+                f"chrF++ of translation ({direction})",
+                SCORE,
+                "",
+                scores["chrF++"],
+                get(base, "translation", "averages", key, "chrF++"),
+                scores.get("chrF++_change"),
+            )
+        )
+    return [q for q in found if q.number is not None and (base is None or q.before is not None)]
+
+
+def _compared(results: dict, base: dict, model: dict) -> Verdict:
+    answers, sentences = [], []
+    for q in _questions(results, model, base):
+        change = q.change or value_of(q.number) - value_of(q.before)
+        mark = cells.mark(change, q.style) if q.change else ""
+        answers.append(Answer(q.question, q.measure, q.style.signed(value_of(change)), q.style.interval(change), mark))
+        sentences.append(change_sentence(q.subject, q.style, q.before, q.number, change, q.unit))
+    last, before = (m["alignment"]["language_probe"][-1] for m in (model, base))
+    sentences.insert(
+        1,
+        f"A linear probe tells the languages apart at the last layer for {SHARE.text(last)} of sentences "
+        f"({base['name']}: {SHARE.text(before)}).",
+    )
+    return Verdict(model["name"], tuple(answers), " ".join(sentences))
+
+
+def _alone(results: dict, model: dict) -> Verdict:
+    questions = _questions(results, model, None)
+    answers = (
+        Answer("", q.measure, q.style.text(value_of(q.number)), q.style.interval(q.number), "") for q in questions
+    )
+    facts = [
+        f"{q.subject}: {q.style.text(value_of(q.number))}{f' {end}' if (end := q.style.interval(q.number)) else ''}."
+        for q in questions
+    ]
+    chance = SHARE.text(1 / results["sentences"]["count"])
+    text = f"One model, so there is no before and after. {' '.join(facts)} Chance for retrieval is {chance}."
+    return Verdict(model["name"], tuple(answers), text)

@@ -1,0 +1,214 @@
+"""An example of an evaluation's results. Every number in it is invented; the shapes and the keys are the real ones."""
+
+import numpy as np
+
+CODES = ["ar", "de", "en", "es", "fr", "hi", "ru", "sw", "vi", "zh", "bg", "cs", "el", "et"]
+CODES += ["fi", "he", "id", "it", "ja", "ko", "nl", "pl", "pt", "ro", "ta", "th", "tr"]
+NAMES = ["base model", "stage 1", "next-token only", "stage 2", "other seed", "larger"]
+_STRENGTH = [0.0, 0.38, 0.07, 0.27, 0.36, 0.45]  # how much closer the invented models are than the first
+_SAMPLES = [
+    ("de-en", "Letzte Woche hat meine Freundin den Hof gefegt.", "Last week my friend swept the yard."),
+    ("en-ar", "Last week my friend swept the yard.", "كنست صديقتي الفناء الأسبوع الماضي."),
+    ("en-zh", "Yesterday the cook wrote the letter.", "昨天厨师写好了那封信。"),
+]
+
+
+def build(models: int = 4, languages: int = 10, layers: int = 16, seed: int = 0) -> dict:
+    """Results of `models` models with every part filled; equal arguments give equal results."""
+    rng = np.random.default_rng(seed)
+    codes = CODES[:languages] if "en" in CODES[:languages] else ["en", *CODES[: languages - 1]]
+    every = [_model(rng, m, codes, layers) for m in range(models)]
+    for m, model in enumerate(every):
+        _compare(rng, every[0], model, changed=m > 0)
+    return {
+        "format": 1,
+        "command": "python run.py --stage=evaluate --run=runs/example --mesh=8x1",
+        "date": "2026-11-23",
+        "machine": "8 x cpu (simulated), mesh data 8 x model 1",
+        "versions": {"alignx_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8", "sacrebleu": "2.6.0"},
+        "config": {
+            "mesh": "8x1",
+            "evaluation": {"sentences": "example", "pivot": "en", "limit": 1000, "translation": {"method": "greedy"}},
+            "seed": 0,
+        },
+        "sentences": {"file": "EXAMPLE: every number is invented", "count": 546, "languages": codes, "pivot": "en"},
+        "baseline": every[0]["name"],
+        "models": every,
+    }
+
+
+def _model(rng, m: int, codes: list[str], layers: int) -> dict:
+    others = [code for code in codes if code != "en"]
+    align, depth = layers // 2, np.linspace(0, 1, layers + 1)
+    ease = dict(zip(others, np.linspace(1.15, 0.35, len(others)), strict=True))
+    gain = _STRENGTH[m]
+    hump = np.exp(-(((depth - 0.5) / 0.28) ** 2))
+
+    def series(low, high, code=None, noise=0.012, limit=(0, 1)):
+        curve = low + (high - low) * hump * (ease[code] if code else 1)
+        return [float(v) for v in np.clip(curve + rng.normal(0, noise, layers + 1), *limit)]
+
+    def by_code(low, high, noise=0.012, limit=(0, 1)):
+        return {code: series(low, high, code, noise, limit) for code in others}
+
+    def both(low, high, noise=0.012):
+        return {c: {way: series(low, high, c, noise) for way in ("to_pivot", "from_pivot")} for c in others}
+
+    dip = 0.22 * hump * (1 + gain) - 0.03 * (depth > 0.8) * (m > 0)
+    retrieval = both(0.04, 0.34 + gain)
+    level = {code: np.mean([retrieval[code][way][align] for way in retrieval[code]]) for code in others} | {"en": 0.8}
+    matrix = [[1.0 if a == b else float(np.sqrt(level[a] * level[b]) * 0.9) for b in codes] for a in codes]
+    spread = np.exp(0.4 * depth + 2.2 * depth**4)
+    return {
+        "name": NAMES[m],
+        "path": f"runs/example/{NAMES[m].replace(' ', '')}",
+        "family": "llama",
+        "parameters": 14_487_808,
+        "layers": layers,
+        "align_layer": align,
+        "unknown_rate": {code: 0.0132 if code == "hi" else 0.0 for code in codes},
+        "tokens_per_sentence": {code: float(12 + 9 * rng.random()) if m == 0 else 15.0 for code in codes},
+        "layers_measured": layers + 1,
+        "alignment": {
+            "retrieval": retrieval,
+            "retrieval_matrix": matrix,
+            "xsim": both(0.93, 0.62 - gain),
+            "mexa": {"weighted": by_code(0.02, 0.28 + gain), "last": by_code(0.01, 0.18 + gain)},
+            "positive_cosine": by_code(0.45, 0.72 + gain / 3),
+            "negative_cosine": by_code(0.42, 0.55 - gain / 4),
+            "cka": by_code(0.3, 0.62 + gain / 2),
+            "cka_debiased": by_code(0.2, 0.54 + gain / 2),
+            "total_variance": [float(v) for v in spread * (1 + gain)],
+            "random_cosine": series(0.4, 0.58 - gain / 3),
+            "uniformity": [float(v) for v in -2.4 + hump * (0.5 - gain) + rng.normal(0, 0.02, layers + 1)],
+            "language_probe": [float(v) for v in np.clip(0.995 - dip + rng.normal(0, 0.003, layers + 1), 0, 1)],
+            "dali": by_code(0.48, 0.55 + gain / 2) if m % 2 == 0 else None,
+            "matching_head": {"accuracy": 0.941, "same": 0.902, "different": 0.958} if m == 1 else None,
+            "in_prompt": both(0.3, 0.8 + gain / 3) if m < 2 else None,
+        },
+        "perplexity": _perplexity(rng, codes, m),
+        "continuation_choice": {code: _interval(0.66 + gain / 4 - 0.01 * i) for i, code in enumerate(codes)},
+        "choices": {code: _interval(0.54 + gain / 8, 0.045) for code in codes[:4]},
+        "translation": _translation(rng, codes, gain, first=m == 0),
+        "tasks": {
+            "arc_easy": {"acc,none": [0.412 - 0.004 * m, 0.0101], "acc_norm,none": [0.388, 0.0099]},
+            "xcopa_zh": {"acc,none": [0.531 + gain / 9, 0.0223]},
+            "wikitext": {"word_perplexity,none": [31.2 + 0.4 * m, 0.31]},
+        },
+        "projection": {str(layer): _projection(rng, codes, layer / layers, gain) for layer in (0, align, layers)},
+        "training": _training(rng, m) if m else None,
+    }
+
+
+def _compare(rng, base: dict, model: dict, changed: bool) -> None:
+    align = model["align_layer"]
+
+    def accuracy(of, code):
+        return float(np.mean([of["alignment"]["retrieval"][code][way][align] for way in ("to_pivot", "from_pivot")]))
+
+    values = {code: accuracy(model, code) for code in model["alignment"]["retrieval"]}
+    values["mean"] = float(np.mean(list(values.values())))
+    before = {code: accuracy(base, code) for code in base["alignment"]["retrieval"]}
+    before["mean"] = float(np.mean(list(before.values())))
+    widths = {code: 0.011 if code == "mean" else 0.034 for code in values}
+    model["intervals"] = {
+        "retrieval": {code: _interval(value, widths[code]) for code, value in values.items()},
+        "retrieval_change": {c: _interval(v - before[c], widths[c]) for c, v in values.items()} if changed else None,
+        "bits_per_byte_change": {
+            code: _interval(value["bits_per_byte"][0] - base["perplexity"][code]["bits_per_byte"][0], 0.006)
+            for code, value in model["perplexity"].items()
+        }
+        if changed
+        else None,
+    }
+    for scores, old in (
+        (model["translation"]["directions"], base["translation"]["directions"]),
+        (model["translation"]["averages"], base["translation"]["averages"]),
+    ):
+        for key, score in scores.items():
+            change = _interval(score["chrF++"] - old[key]["chrF++"], 0.6 if len(key) < 5 else 1.4)
+            score["chrF++_change"] = change if changed else None
+
+
+def _interval(value: float, half: float = 0.02) -> list[float]:
+    return [float(value), float(value - half), float(value + half * 1.1)]
+
+
+def _perplexity(rng, codes: list[str], m: int) -> dict:
+    found = {}
+    for i, code in enumerate(codes):
+        bits = 0.92 + 0.05 * i + (0.008 * m if code == "en" else -0.03 * m) + rng.normal(0, 0.002)
+        found[code] = {"value": float(np.exp(bits * 3.1)), "bits_per_byte": _interval(bits, 0.012)}
+    return found
+
+
+def _translation(rng, codes: list[str], gain: float, first: bool) -> dict:
+    def scores(value):
+        chrf = float(value)
+        return {
+            "BLEU": chrf * 0.45,
+            "chrF++": chrf,
+            "spBLEU (flores200)": chrf * 0.52,
+            "off_target": float(0.31 - 0.5 * gain),
+            "copy": float(0.06 - 0.1 * gain),
+            "empty": 0.004,
+            "chrF++_interval": _interval(chrf, 1.3),
+        }
+
+    directions = {}
+    for i, code in enumerate(c for c in codes if c != "en"):
+        directions[f"en-{code}"] = scores(31 - i + 14 * gain + rng.normal(0, 0.4))
+        directions[f"{code}-en"] = scores(38 - i + 11 * gain + rng.normal(0, 0.4))
+    averages = {}
+    for key, mine in (("en-x", lambda d: d.startswith("en-")), ("x-en", lambda d: d.endswith("-en"))):
+        averages[key] = scores(np.mean([s["chrF++"] for d, s in directions.items() if mine(d)]))
+    if {"de", "fr"} <= set(codes):
+        directions["de-fr"], averages["x-y"] = scores(22 + 9 * gain), scores(22 + 9 * gain)
+    samples = [
+        {
+            "direction": direction,
+            "source": source,
+            "reference": reference,
+            "output": ["", source, reference][0 if first and n == 2 else 1 if first else 2],
+        }
+        for n, (direction, source, reference) in enumerate(_SAMPLES)
+    ]
+    return {
+        "directions": directions,
+        "averages": averages,
+        "signatures": {
+            "BLEU": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
+            "chrF++": "nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0",
+        },
+        "notes": ["The language identifier knows no Swahili; its off-target rate is left out."],
+        "samples": samples,
+    }
+
+
+def _projection(rng, codes: list[str], depth: float, gain: float, sentences: int = 30) -> dict:
+    apart = 3.2 * (1 - np.exp(-(((depth - 0.5) / 0.25) ** 2)) * (0.35 + gain)) * (0.7 if depth == 0 else 1)
+    meanings = rng.normal(0, 1.2 * (1.3 - apart / 4), (sentences, 2))
+    points = {}
+    for i, code in enumerate(codes):
+        angle = 2 * np.pi * i / len(codes)
+        centre = apart * np.array([np.cos(angle), np.sin(angle)])
+        points[code] = [[float(x), float(y)] for x, y in meanings + centre + rng.normal(0, 0.22, (sentences, 2))]
+    return {"x": points, "explained": [float(0.21 - 0.05 * depth), float(0.12 - 0.02 * depth)]}
+
+
+def _training(rng, m: int) -> dict:
+    start = {"next_token": (4.1, 2.2), "contrastive": (1.6, 0.5), "language_matching": (0.7, 0.12)}
+    names = {1: list(start), 2: ["next_token"], 3: ["next_token"]}.get(m, list(start))
+
+    def record(step, noise):
+        values = {
+            name: float((b + (a - b) * np.exp(-step / 90)) * (1 - 0.05 * m) + rng.normal(0, noise * a))
+            for name, (a, b) in start.items()
+        }
+        values = {name: values[name] for name in names}
+        return {"step": step, "loss": sum(values.values()), **values}
+
+    return {
+        "train": [record(step, 0.02) for step in range(1, 401)],
+        "validation": [record(step, 0.003) for step in range(0, 401, 50)],
+    }

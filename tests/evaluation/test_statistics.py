@@ -1,0 +1,80 @@
+"""Bootstrap intervals against normal theory, scipy and exact properties of the resamples."""
+
+import numpy as np
+import scipy.stats
+
+from alignx_jax.evaluation import statistics
+
+
+def test_counts_are_draws_with_replacement():
+    counts = statistics.bootstrap_counts(50, 4000, seed=3)
+    assert counts.shape == (4000, 50)
+    np.testing.assert_array_equal(counts.sum(axis=1), 50)
+    np.testing.assert_array_equal(counts, statistics.bootstrap_counts(50, 4000, seed=3))
+    assert not np.array_equal(counts, statistics.bootstrap_counts(50, 4000, seed=4))
+    covariance = np.cov(counts.T)  # multinomial: 1 - 1/n, and -1/n between two sentences
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(np.diag(covariance), 1 - 1 / 50, atol=0.12)
+    np.testing.assert_allclose(covariance[~np.eye(50, dtype=bool)].mean(), -1 / 50, atol=0.002)
+
+
+def test_a_mean_of_many_sentences_has_its_normal_theory_interval():
+    hits = np.random.default_rng(0).random(1000) < 0.3
+    found = statistics.mean_interval(hits, statistics.bootstrap_counts(1000, 10000, seed=0))
+    half = 1.959964 * hits.std() / np.sqrt(1000)
+    assert found.value == hits.mean()
+    np.testing.assert_allclose([found.low, found.high], [hits.mean() - half, hits.mean() + half], atol=0.05 * 2 * half)
+
+
+def test_the_interval_is_scipys_percentile_interval():
+    values = np.random.default_rng(1).exponential(size=40)  # skewed: the two ends lie differently far
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20000, rng=0
+    ).confidence_interval
+    found = statistics.mean_interval(values, statistics.bootstrap_counts(40, 20000, seed=0))
+    np.testing.assert_allclose([found.low, found.high], theirs, atol=0.03 * (theirs.high - theirs.low))
+
+
+def test_every_mean_of_an_array_has_its_own_interval():
+    counts = statistics.bootstrap_counts(30, 200, seed=0)
+    values = np.random.default_rng(0).normal(size=(2, 3, 30))
+    found = statistics.mean_interval(values, counts)
+    assert found.value.shape == found.low.shape == found.high.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            means = [np.mean(np.repeat(values[i, j], row)) for row in counts]
+            expected = [values[i, j].mean(), np.percentile(means, 2.5), np.percentile(means, 97.5)]
+            np.testing.assert_allclose([f[i, j] for f in (found.value, found.low, found.high)], expected, rtol=1e-12)
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=200)
+    counts = statistics.bootstrap_counts(200, 1000, seed=0)
+    exact = statistics.difference_interval(before + 0.25, before, counts)
+    np.testing.assert_allclose([exact.value, exact.low, exact.high], 0.25, rtol=1e-12)
+    hits = rng.random((2, 200)) < 0.5
+    found = statistics.difference_interval(hits[1], hits[0], counts)
+    means = [np.mean(np.repeat(hits[1], row)) - np.mean(np.repeat(hits[0], row)) for row in counts]
+    np.testing.assert_allclose([found.low, found.high], np.percentile(means, [2.5, 97.5]), rtol=1e-12)
+    np.testing.assert_allclose(found.value, hits[1].mean() - hits[0].mean(), rtol=1e-12)
+
+
+def test_a_score_of_sums_by_hand():
+    """Bits per byte: a ratio of two sums over sentences, each sentence of a resample as often as it was drawn."""
+    rng = np.random.default_rng(0)
+    bits, size = rng.gamma(2, size=80), rng.integers(1, 50, 80)
+    counts = statistics.bootstrap_counts(80, 300, seed=7)
+    sums = counts @ np.stack([bits, size], axis=1)
+    found = statistics.percentile_interval(bits.sum() / size.sum(), sums[:, 0] / sums[:, 1])
+    drawn = [np.repeat(np.arange(80), row) for row in counts]
+    low, high = np.percentile([bits[d].sum() / size[d].sum() for d in drawn], [2.5, 97.5])
+    np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-12)
+    assert found.low < found.value < found.high
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = statistics.mean_interval(rng.exponential(size=(2000, 100)), statistics.bootstrap_counts(100, 500, seed=0))
+    covered = np.mean((found.low <= 1) & (found.high >= 1))
+    assert 0.90 < covered < 0.96

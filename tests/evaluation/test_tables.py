@@ -1,0 +1,104 @@
+"""The tables hold the numbers of the results, and only rows that somebody measured."""
+
+import numpy as np
+import pytest
+
+from alignx_jax.evaluation import tables
+from tests.evaluation import results_example
+
+
+@pytest.fixture(scope="module")
+def results():
+    return results_example.build(models=3, languages=5, layers=4)
+
+
+def _row(table, label, after=None):
+    """The row of a label, the first below the heading `after`."""
+    labels = [row.label for row in table.rows]
+    return table.rows[labels.index(label, labels.index(after) if after else 0)]
+
+
+def test_the_overview_has_the_numbers_of_the_results(results):
+    table = tables.overview(results)
+    assert table.head == ("", "base model", "stage 1", "next-token only")
+    assert [row.label for row in table.rows].count("Perplexity of a token") == 1  # a mean over languages says nothing
+    for place, model in enumerate(results["models"]):
+        alignment, layer = model["alignment"], model["align_layer"]
+        value, low, high = model["intervals"]["retrieval"]["mean"]
+        cell = _row(table, "Retrieval, mean").cells[place]
+        assert cell.text == f"{100 * value:.1f}%" and cell.interval == f"[{100 * low:.1f}, {100 * high:.1f}]"
+        both = [(d["to_pivot"][layer] + d["from_pivot"][layer]) / 2 for d in alignment["retrieval"].values()]
+        assert _row(table, "Retrieval, lowest language").cells[place].text == f"{100 * min(both):.1f}%"
+        mexa = np.mean([curve[layer] for curve in alignment["mexa"]["weighted"].values()])
+        assert _row(table, "MEXA").cells[place].text == f"{100 * mexa:.1f}%"
+        probe = _row(table, "Language probe, last layer").cells[place]
+        assert probe.text == f"{100 * alignment['language_probe'][-1]:.1f}%"
+        english = model["perplexity"]["en"]
+        assert _row(table, "Perplexity of a token", "English").cells[place].text == f"{english['value']:,.1f}"
+        others = [p["bits_per_byte"][0] for code, p in model["perplexity"].items() if code != "en"]
+        assert _row(table, "Bits per byte", "Other languages, mean").cells[place].text == f"{np.mean(others):.3f}"
+        out = model["translation"]["averages"]["en-x"]
+        assert _row(table, "chrF++, English to others").cells[place].text == f"{out['chrF++']:.1f}"
+        assert _row(table, "off-target, English to others").cells[place].text == f"{100 * out['off_target']:.1f}%"
+        accuracies = [model["tasks"][task]["acc,none"][0] for task in ("arc_easy", "xcopa_zh")]
+        assert _row(table, "Accuracy, mean").cells[place].text == f"{100 * np.mean(accuracies):.1f}%"
+
+
+def test_changes_are_those_of_paired_resamples(results):
+    change, low, high = results["models"][1]["intervals"]["retrieval_change"]["mean"]
+    baseline, cell, _ = _row(tables.overview(results), "Retrieval, mean").cells
+    assert baseline.change == ""
+    assert cell.change == f"{100 * change:+.1f}" and cell.change_interval == f"[{100 * low:.1f}, {100 * high:.1f}]"
+    bits = [f"{v:.3f}" for v in results["models"][1]["intervals"]["bits_per_byte_change"]["en"]]
+    assert tables.home(results).rows[0].cells[1].change_interval == f"[{bits[1]}, {bits[2]}]"
+    assert tables.by_language(results)[0].rows[2].cells[1].change == f"+{bits[0]}"
+    score = results["models"][1]["translation"]["directions"]["en-ar"]
+    cell = _row(tables.translation_directions(results, "chrF++"), "English to Arabic").cells[1]
+    assert cell.change == f"{score['chrF++_change'][0]:+.1f}" and cell.mark == "better"
+
+
+def test_what_nobody_measured_has_no_row_or_table():
+    results = results_example.build(models=2, languages=3, layers=2)
+    for model in results["models"]:
+        model.update(translation=None, tasks=None, choices=None, continuation_choice={})
+        model["alignment"]["matching_head"] = None
+    labels = [row.label for row in tables.overview(results).rows]
+    assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation", "Matching head"} & set(labels)
+    assert tables.translation_averages(results) is None and tables.tasks(results) is None
+    assert [table.title for table in tables.by_language(results)] == ["Bits per byte", "Perplexity of a token"]
+
+
+def test_forgetting_is_about_the_pivot_without_english(results):
+    pivot = results_example.build(models=1, languages=3, layers=2)
+    pivot["sentences"]["pivot"] = "de"
+    assert tables.home_language(pivot) == "en"
+    del pivot["models"][0]["perplexity"]["en"]
+    assert tables.home_language(pivot) == "de" and tables.home(pivot).title == "German"
+
+
+def test_tasks_have_intervals_of_standard_errors_and_know_losses(results):
+    table = tables.tasks(results)
+    value, error = results["models"][0]["tasks"]["arc_easy"]["acc,none"]
+    low, high = 100 * (value - 1.96 * error), 100 * (value + 1.96 * error)
+    assert _row(table, "arc_easy, acc").cells[0].interval == f"[{low:.1f}, {high:.1f}]"
+    perplexity = _row(table, "wikitext, word_perplexity").cells
+    assert perplexity[0].text == "31.2" and perplexity[2].mark == "same" and perplexity[2].change == "+0.8"
+
+
+def test_the_metric_of_translation_comes_first_and_intervals_are_no_metrics(results):
+    assert tables.metrics(results) == ["chrF++", "BLEU", "spBLEU (flores200)", "off_target", "copy", "empty"]
+
+
+@pytest.mark.parametrize(
+    "direction, codes, name",
+    [
+        ("de-en", ("de", "en"), "German to English"),
+        ("zh-Hant-en", ("zh-Hant", "en"), "Traditional Chinese to English"),
+        ("en-zh-Hant", ("en", "zh-Hant"), "English to Traditional Chinese"),
+        ("zh-Hant-x", ("zh-Hant", "x"), "Traditional Chinese to others"),
+        ("x-en", ("x", "en"), "others to English"),
+        ("x-y", ("x", "y"), "between others"),
+    ],
+)
+def test_directions_by_name(direction, codes, name):
+    assert tables.direction_codes(direction) == codes and tables.direction_name(direction) == name

@@ -1,0 +1,79 @@
+"""The verdict: up, down, cannot tell, not tested; each in words that the interval allows."""
+
+import pytest
+
+from alignx_jax.evaluation import verdict
+from alignx_jax.evaluation.cells import SHARE
+from tests.evaluation import results_example
+
+
+@pytest.mark.parametrize(
+    "after, change, sentence",
+    [
+        (0.037, (0.030, 0.024, 0.036), "Retrieval rose from 0.7% to 3.7% (+3.0 points, 95% interval 2.4 to 3.6)."),
+        (0.002, (-0.005, -0.008, -0.002), "Retrieval fell from 0.7% to 0.2% (-0.5 points, 95% interval -0.8 to -0.2)."),
+        (
+            0.010,
+            (0.003, -0.001, 0.008),
+            "Retrieval went from 0.7% to 1.0% (+0.3 points, 95% interval -0.1 to 0.8): "
+            "no difference that this test can tell.",
+        ),
+        (0.010, 0.003, "Retrieval went from 0.7% to 1.0% (+0.3 points; no interval was computed)."),
+    ],
+)
+def test_a_change_in_words(after, change, sentence):
+    assert verdict.change_sentence("Retrieval", SHARE, 0.007, after, change, "points") == sentence
+
+
+@pytest.fixture
+def results():
+    return results_example.build(models=3, languages=4, layers=4)
+
+
+def test_every_model_is_compared_with_the_baseline(results):
+    first, second = verdict.verdicts(results)
+    assert [first.model, second.model] == ["stage 1", "next-token only"]
+    questions = [answer.question for answer in first.answers]
+    assert questions == ["Languages closer?", "English kept?", "Translates better?", "Translates better?"]
+    assert [answer.mark for answer in first.answers] == ["better", "worse", "better", "better"]
+    assert first.text.startswith("Retrieval between English and 3 other languages at the aligned layer (2 of 4) rose")
+    perplexity = [results["models"][m]["perplexity"]["en"]["value"] for m in (0, 1)]
+    assert f"less is better; perplexity {perplexity[0]:.1f} to {perplexity[1]:.1f}" in first.text
+
+
+def test_what_cannot_be_told_is_not_called_a_difference(results):
+    results["models"][1]["intervals"]["bits_per_byte_change"]["en"] = [0.001, -0.002, 0.004]
+    first, _ = verdict.verdicts(results)
+    answer = first.answers[1]
+    assert (answer.number, answer.interval, answer.mark) == ("+0.001", "[-0.002, 0.004]", "same")
+    assert verdict.UNDECIDED in first.text
+
+
+def test_a_change_without_interval_is_no_verdict(results):
+    results["models"][1]["intervals"]["retrieval_change"] = None
+    first, _ = verdict.verdicts(results)
+    assert (first.answers[0].interval, first.answers[0].mark) == ("", "")
+    assert "no interval was computed" in first.text
+
+
+def test_a_single_model_is_measured_and_not_compared():
+    (only,) = verdict.verdicts(results_example.build(models=1, languages=4, layers=4))
+    assert "so there is no before and after" in only.text and "Chance for retrieval is 0.2%." in only.text
+    assert {answer.mark for answer in only.answers} == {""}
+
+
+def test_what_was_not_measured_is_not_mentioned(results):
+    for model in results["models"]:
+        model.update(translation=None, perplexity={})
+    first, _ = verdict.verdicts(results)
+    assert [answer.measure for answer in first.answers] == ["retrieval, points"]
+    assert "chrF" not in first.text and "bits" not in first.text
+
+
+def test_a_language_that_the_tokenizer_cannot_write_is_warned_of_once(results):
+    for model in results["models"]:
+        model["unknown_rate"] = {"en": 0.0, "de": 0.0099, "es": 0.25}
+    (warning,) = verdict.warnings(results)
+    assert warning.startswith(
+        "25.0% of the tokens of Spanish are unknown to the tokenizer of base model, stage 1, next"
+    )
