@@ -71,10 +71,10 @@ class Session:
         return pathlib.Path(self.config.run).expanduser()
 
     def source(self, path: str) -> runs.Source:
-        """The model at `path`; a stage of this run under the name of the stage."""
+        """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
         found = runs.find(path)
-        name = pathlib.Path(path).name
-        return dataclasses.replace(found, name=STAGES.get(name, found.name)) if found.run else found
+        name = pathlib.Path(path).absolute().name
+        return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
     def line(self, what: str, text: str) -> None:
         self.console.print(f"[bold]{what:<9}[/bold] {text}", highlight=False, soft_wrap=True)
@@ -221,8 +221,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     with session.bars() as advance:
         results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
     results["command"] = f"python run.py {shlex.join(session.arguments)}"
-    for table in report.terminal_tables(results):
-        session.console.print(table)
+    session.console.print(report.terminal_table(results))
     session.run.mkdir(parents=True, exist_ok=True)
     path = session.run / "evaluation.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

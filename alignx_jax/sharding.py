@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -98,7 +99,7 @@ def data_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[a] for a in row_axes(mesh))
 
 
-def batch_spec(mesh: Mesh) -> P:
+def batch_spec(mesh: Mesh | jax.sharding.AbstractMesh) -> P:
     """Of an array with leading rows [R,...]."""
     return P(row_axes(mesh))
 
@@ -106,6 +107,12 @@ def batch_spec(mesh: Mesh) -> P:
 def place_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """This process's rows [R/processes,...] onto its devices, as the global array [R,...]."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(mesh)), x)
+
+
+def on_each_device(function, mesh: Mesh):
+    """`function`, of arrays with any leading axis, run by every device on its own entries of a global leading axis."""
+    spec = P(tuple(mesh.axis_names))
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -119,15 +126,30 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*(row_axes(mesh) if a == "rows" else a for a in axes)))
 
 
+def constrain_to_table(x_RxTxD: jax.Array) -> jax.Array:
+    """Fixes the sharding of what meets the embedding table to that of its columns.
+
+    Every device has its own part of D, for all rows of its replica: no device ever holds the whole table.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return constrain(x_RxTxD, "replica" if "replica" in mesh.shape else None, None, "data")
+
+
 def constrain_lookup(x_RxTxD: jax.Array) -> jax.Array:
     """Fixes the sharding of rows just read from the embedding table.
 
-    Every device first looks up its own part of D for all rows of its replica, and an all-to-all turns that into all of
-    D for its own rows: no device ever holds the whole table.
+    Every device first looks up its own part of D, and an all-to-all turns that into all of D for its own rows.
+    """
+    return constrain(constrain_to_table(x_RxTxD), "rows")
+
+
+def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of trees of arrays [R,...], applied by every device to its own rows.
+
+    For what treats each row by itself and the compiler would gather all rows for, such as a top-k.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    replica = "replica" if "replica" in mesh.shape else None
-    return constrain(constrain(x_RxTxD, replica, None, "data"), "rows")
+    return function if mesh.empty else jax.shard_map(function, in_specs=batch_spec(mesh), out_specs=batch_spec(mesh))
 
 
 def constrain_micro_batches(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ Expect bitext retrieval at the aligned layer well above both the base model and 
 The learning rate is that of a model of 2 M parameters, not the published one; prompt, batch and length are scaled down.
 """
 
-from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
+from alignx_jax.config import Config, DataConfig, EvaluationConfig, OptimizerConfig, TrainingConfig, TranslationConfig
 
 config = Config(
     run="runs/sample",
@@ -23,4 +23,5 @@ config = Config(
     training=TrainingConfig(
         rows=16, epochs=1.0, compute_dtype="float32", remat="attention", validate_every=50, save_every=50
     ),
+    evaluation=EvaluationConfig(translation=TranslationConfig(limit=20, max_tokens=48)),
 )

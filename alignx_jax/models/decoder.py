@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, 
     for start in range(0, length, block):
         end = min(start + block, length)
         outputs.append(
-            _attend(
+            attend(
                 q_RxKxGxTxh[:, :, :, start:end],
                 k_RxKxSxh[:, :, :end],
                 v_RxKxSxh[:, :, :end],
@@ -99,8 +100,10 @@ def attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, 
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _attend(q_RxKxGxTxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
-    """Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits."""
+def attend(q_RxKxGxTxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+    """What each query makes of the values whose keys its mask shows it, [R,K,G,T,h]; a key serves the G heads of its
+    group. Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits.
+    """
     high = _high(q_RxKxGxTxh.dtype)
     logits_RxKxGxTxS = jnp.einsum("rkgth,rksh->rkgts", q_RxKxGxTxh, k_RxKxSxh, preferred_element_type=high)
     logits_RxKxGxTxS *= q_RxKxGxTxh.shape[-1] ** -0.5
@@ -168,7 +171,13 @@ class Blocks(nnx.Module):
         self.up, self.up_bias = normal(d, f), bias(config.mlp_bias, f)
         self.down, self.down_bias = normal(f, d), bias(config.mlp_bias, d)
 
-    def __call__(self, x_RxTxD: jax.Array, cos_and_sin_2xRxTxf: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_RxTxD: jax.Array,
+        cos_and_sin_2xRxTxf: jax.Array,
+        mix: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    ) -> tuple[jax.Array, Any]:
+        """`mix` takes rotated q [R,T,H,h], k and v [R,T,K,h], and gives [R,T,H,h] and what else is to be returned."""
         with jax.named_scope("attention"):
             y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm[...], self.config.norm_epsilon)
             q_RxTxHxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.query, self.query_bias)
@@ -176,7 +185,7 @@ class Blocks(nnx.Module):
             v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
             q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
-            mixed_RxTxHxh = attention(q, k, v, mask_RxTxS)
+            mixed_RxTxHxh, kept = mix(q, k, v)
             mixed_RxTxHxh = sharding.constrain(checkpoint_name(mixed_RxTxHxh, _ATTENTION), "rows", None, "model", None)
             y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
@@ -186,7 +195,7 @@ class Blocks(nnx.Module):
             up_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.up, self.up_bias)
             y_RxTxF = sharding.constrain(self.config.activation_function(gate_RxTxF) * up_RxTxF, "rows", None, "model")
             y_RxTxD = _linear("rtf,fd->rtd", y_RxTxF, self.down, self.down_bias)
-            return sharding.constrain(x_RxTxD + y_RxTxD, "rows")
+            return sharding.constrain(x_RxTxD + y_RxTxD, "rows"), kept
 
 
 class Decoder(nnx.Module):
@@ -209,6 +218,22 @@ class Decoder(nnx.Module):
     def output_embedding(self) -> jax.Array:
         """[V,D] in the master dtype; rows from `vocab_size` on are padding and must get no probability."""
         return (self.embedding if self.output is None else self.output)[...]
+
+    def embed(self, tokens_RxT: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
+        """What the first layer gets, [R,T,D]."""
+        # Looked up in the master dtype, so that the gradients of a token's occurrences are summed in it.
+        return sharding.constrain_lookup(self.embedding[...][tokens_RxT].astype(compute_dtype))
+
+    def rotations(self, positions_RxT: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
+        """Cosine and sine of the rotary angles, [2,R,T,f], float32 at least; the same for all layers."""
+        high = _high(compute_dtype)
+        frequencies_f = jnp.asarray(rope_frequencies(self.config.rope, self.config.head_dim), high)
+        angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
+        return jnp.stack([jnp.cos(angles_RxTxf), jnp.sin(angles_RxTxf)])
+
+    def normalize(self, x_RxTxD: jax.Array) -> jax.Array:
+        """The final norm, of what the last layer gives."""
+        return _rms_norm(x_RxTxD, self.norm[...], self.config.norm_epsilon)
 
     def __call__(
         self,
@@ -252,16 +277,17 @@ class Decoder(nnx.Module):
             )
             return pooled_PxRxKxD.at[index].set(sharding.constrain(pooled_RxKxD, "rows"))
 
-        frequencies_f = jnp.asarray(rope_frequencies(self.config.rope, self.config.head_dim), high)
-        angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
-        cos_and_sin_2xRxTxf = jnp.stack([jnp.cos(angles_RxTxf), jnp.sin(angles_RxTxf)])
+        cos_and_sin_2xRxTxf = self.rotations(positions_RxT, compute_dtype)
         order_T = jnp.arange(tokens_RxT.shape[1])
         mask_RxTxS = segments_RxT[:, :, None] == segments_RxT[:, None, :]
         mask_RxTxS &= (order_T[:, None] >= order_T[None, :])[None]
         graph, stacked = nnx.split(self.layers)
 
+        def mix(q_RxTxHxh: jax.Array, k_RxTxKxh: jax.Array, v_RxTxKxh: jax.Array) -> tuple[jax.Array, None]:
+            return attention(q_RxTxHxh, k_RxTxKxh, v_RxTxKxh, mask_RxTxS), None
+
         def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
-            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, mask_RxTxS)
+            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, mix)[0]
 
         if remat != "none":
             names = (_ATTENTION,) if remat == "attention" else ()
@@ -282,8 +308,7 @@ class Decoder(nnx.Module):
                 pooled_PxRxKxD = tap(pooled_PxRxKxD, index, x_RxTxD)
             return (x_RxTxD, pooled_PxRxKxD), None
 
-        # Looked up in the master dtype, so that the gradients of a token's occurrences are summed in it.
-        x_RxTxD = sharding.constrain_lookup(self.embedding[...][tokens_RxT].astype(compute_dtype))
+        x_RxTxD = self.embed(tokens_RxT, compute_dtype)
         pooled_PxRxKxD = None
         if pooled_layers:
             pooled_PxRxKxD = jnp.zeros((len(pooled_layers), *pool_RxKxT.shape[:2], x_RxTxD.shape[-1]), high)
@@ -292,7 +317,7 @@ class Decoder(nnx.Module):
             pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[0], x_RxTxD)
         inside_L = jnp.array([place.get(n, -1) if n < depth else -1 for n in range(1, depth + 1)])
         (x_RxTxD, pooled_PxRxKxD), _ = jax.lax.scan(body, (x_RxTxD, pooled_PxRxKxD), (stacked, inside_L))
-        x_RxTxD = _rms_norm(x_RxTxD, self.norm[...], self.config.norm_epsilon)
+        x_RxTxD = self.normalize(x_RxTxD)
         if depth in place:
             pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[depth], x_RxTxD)
         return DecoderOutput(x_RxTxD, pooled_PxRxKxD)

@@ -1,0 +1,251 @@
+"""A decoder of ours as a model of lm-evaluation-harness, and the tasks whose files are on this machine.
+
+Everything of the harness is imported here; `harness` imports this module where the harness is installed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import transformers
+from datasets import Dataset
+from jax.sharding import Mesh
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+
+from alignx_jax import sharding
+from alignx_jax.config import UserError
+from alignx_jax.data import tokenizer as tokenizers
+from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.evaluation import scoring
+from alignx_jax.models import generation, huggingface
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training import runs
+
+_log = logging.getLogger(__name__)
+
+
+@register_model("alignx_jax")
+class AlignXLM(TemplateLM):
+    """Requests of the harness, answered as its `hf` model answers them (lm_eval/models/huggingface.py, 0.4.13).
+
+    The tokens are those of the folder's tokenizer; BOS is added where transformers adds it. Chat templates are not
+    applied.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        folder: pathlib.Path,
+        mesh: Mesh,
+        *,
+        rows: int,
+        row_length: int,
+        dtype: jnp.dtype,
+        max_gen_toks: int = 256,
+        progress: scoring.Progress | None = None,
+    ):
+        """
+        Args:
+          folder: the model's Hugging Face folder: its configuration and tokenizer.
+          rows: rows scored, or sequences generated, at a time, over all devices.
+          row_length: most tokens of a request, `max_length` of the harness.
+          max_gen_toks: most new tokens where a task does not say.
+        """
+        super().__init__()
+        self._decoder, self._tokenizer, self._mesh = decoder, tokenizer, mesh
+        self._options = {"rows": rows, "dtype": dtype, "progress": progress}
+        self._row_length, self._max_gen_toks = row_length, max_gen_toks
+        special = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._adds_bos = special.encode("")[:1] == [tokenizer.bos_id]
+        self._bos_text, self._eos_text = special.bos_token, special.eos_token
+        self._eos_ids = _end_tokens(folder) | {tokenizer.eos_id}
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> AlignXLM:
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> AlignXLM:
+        """The model that `--model_args` describe, by the names of `_load`.
+
+        `additional_config` is the harness's batch size and device; `rows` and `mesh` say these here.
+        """
+        known = inspect.signature(_load).parameters
+        if unknown := arg_dict.keys() - known:
+            raise UserError(f"--model_args: unknown {min(unknown)!r}; it can hold {', '.join(known)}")
+        if "pretrained" not in arg_dict:
+            raise UserError("--model_args: give pretrained=FOLDER, a Hugging Face folder or a stage's folder of a run")
+        return _load(**arg_dict)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self._tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        ((ids, _),) = self._tokenizer.encode_batch([string])
+        if not self._adds_bos or add_special_tokens is False:
+            return ids.tolist()
+        if add_special_tokens is None and string.startswith(self._bos_text):  # the prompt writes it itself
+            return ids.tolist()
+        return [self._tokenizer.bos_id, *ids.tolist()]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
+    ) -> list[tuple[float, bool]]:
+        return self._scored([(context, continuation) for _, context, continuation in requests])
+
+    def _scored(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        if cut := sum(len(a) + len(b) > self._row_length + 1 for a, b in requests):
+            _log.warning("%d of %d contexts are cut to %d tokens", cut, len(requests), self._row_length)
+        scores = scoring.log_likelihoods(
+            self._decoder, requests, self._mesh, row_length=self._row_length, **self._options
+        )
+        return list(zip(scores.log_probability.tolist(), scores.greedy.tolist(), strict=True))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        windows = [
+            [
+                make_disjoint_window(window)
+                for window in get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.prefix_token_id, self._row_length, context_len=1
+                )
+            ]
+            for request in requests
+        ]
+        scores = iter(self._scored([window for of in windows for window in of]))
+        return [sum(next(scores)[0] for _ in of) for of in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        texts = [""] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for n, request in enumerate(requests):
+            by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(n)
+        for settings, numbers in by_settings.items():
+            prompts = [requests[n].args[0] for n in numbers]
+            for n, text in zip(numbers, self._generated(prompts, json.loads(settings)), strict=True):
+                texts[n] = text
+        return texts
+
+    def _generated(self, prompts: Sequence[str], settings: dict) -> list[str]:
+        settings = dict(normalize_gen_kwargs(settings, self._max_gen_toks))
+        stops = [stop for stop in handle_stop_sequences(settings.pop("until"), self._eos_text) if stop]
+        count = settings.pop("max_gen_toks")
+        if count >= self._row_length:
+            raise UserError(
+                f"a task asks for {count} new tokens, a row has {self._row_length}; raise --data.row-length"
+            )
+        encoded = [self.tok_encode(prompt) for prompt in prompts]
+        room = self._row_length - count
+        if cut := sum(len(ids) > room for ids in encoded):
+            _log.warning("%d of %d prompts are cut to their last %d tokens", cut, len(encoded), room)
+        found = generation.generate(
+            self._decoder,
+            [ids[-room:] for ids in encoded],
+            self._mesh,
+            max_tokens=count,
+            eos_ids=sorted(self._eos_ids | self._stop_tokens(stops)),
+            decoding=_decoding(settings),
+            **self._options,
+        )
+        return [postprocess_generated_text(self._tokenizer.decode(ids), stops, None) for ids in found]
+
+    def _stop_tokens(self, stops: Sequence[str]) -> set[int]:
+        """Tokens whose text begins with a stop: what follows is cut off, so that generation may end with them.
+
+        Wherever they stand: a text's first token may lose its space. And not of a stop that the end of one may run
+        into, as a line's end into an empty line: the cut could be earlier then.
+        """
+        alone = tuple(
+            stop
+            for stop in stops
+            if not any(end.startswith(stop) or stop.startswith(end) for s in stops for end in _ends(s))
+        )
+        decode = self._tokenizer.decode
+        ((before, _),) = self._tokenizer.encode_batch(["a"])
+        start, tokens = len(decode(before)), range(self._tokenizer.vocab_size)
+        inside = (token for token in tokens if decode([*before, token])[start:].startswith(alone))
+        return {token for token in inside if decode([token]).startswith(alone)}
+
+
+def _ends(text: str) -> list[str]:
+    return [text[i:] for i in range(1, len(text))]
+
+
+def _decoding(settings: dict) -> generation.Decoding:
+    """What the settings of a task ask for, those of `generate` of transformers."""
+    sample, beams = settings.pop("do_sample"), settings.pop("num_beams", 1)
+    temperature = settings.pop("temperature", 0.0)
+    sampling = {name: settings.pop(name) for name in ("top_k", "top_p") if name in settings}
+    length_penalty = settings.pop("length_penalty", 1.0)
+    if settings or (sample and beams > 1):
+        names = ", ".join(settings) or "do_sample with num_beams"
+        raise UserError(f"a task's generation_kwargs ask for {names}, which alignx_jax has not; leave the task out")
+    if sample:
+        return generation.Decoding("sample", temperature=temperature, **sampling)
+    if beams > 1:
+        return generation.Decoding("beam", beams=beams, length_penalty=length_penalty)
+    return generation.Decoding()
+
+
+def _end_tokens(folder: pathlib.Path) -> set[int]:
+    """What ends a text by the model's own account."""
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else huggingface.read_config(folder)
+    ids = settings.get("eos_token_id")
+    return set() if ids is None else set(np.atleast_1d(ids).tolist())
+
+
+def _load(
+    pretrained: str,
+    mesh: str = "1x1",
+    rows: int = 32,
+    row_length: int = 2048,
+    dtype: str = "bfloat16",
+    max_gen_toks: int = 256,
+) -> AlignXLM:
+    sharding.prepare_devices(mesh)
+    on, source = sharding.make_mesh(mesh), runs.find(pretrained)
+    sharding.check(source.decoder_config(), on, rows, flag="model_args rows")
+    tokenizer = tokenizers.load(source.huggingface)
+    tokenizers.check(tokenizer, source.decoder_config().vocab_size)
+    return AlignXLM(
+        source.load(on),
+        tokenizer,
+        source.huggingface,
+        on,
+        rows=rows,
+        row_length=row_length,
+        dtype=jnp.dtype(dtype),
+        max_gen_toks=max_gen_toks,
+    )
+
+
+class OfflineTask(ConfigurableTask):
+    """A task whose items are given, and not fetched."""
+
+    def __init__(self, items: list[dict], config: dict):
+        self._items = items
+        super().__init__(config=config)
+
+    def download(self, *args, **kwargs) -> None:
+        self.dataset = {"test": Dataset.from_list(self._items)}

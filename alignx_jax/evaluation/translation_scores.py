@@ -1,0 +1,346 @@
+"""Scores of translations: BLEU, spBLEU and chrF++ by sacrebleu, COMET, off-target and copied outputs; with intervals.
+
+Every score of a direction is a function of sums over its sentences, so that it can be computed on any resample.
+
+Shapes: N sentences, B resamples, S sums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import subprocess
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sacrebleu
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+
+from alignx_jax.config import TranslationConfig, UserError
+from alignx_jax.data.languages import language_name, normalize
+from alignx_jax.evaluation import statistics
+from alignx_jax.evaluation.translation import COMET, Direction
+
+_SPBLEU = ("flores101", "flores200")
+_PATIENCE = 30  # seconds to download the tokenizer of one of them in
+_TOKENIZERS = {
+    "zh": ("zh",),
+    "yue": ("zh",),
+    "ja": ("ja-mecab", "char"),
+    "ko": ("ko-mecab", "13a"),
+    **dict.fromkeys(("th", "lo", "km", "my", "bo"), ("char",)),  # no spaces between words: 13a would find one
+}
+"""sacrebleu's tokenizers of BLEU by target language, the first that is installed; 13a for all others."""
+_LEAST = 0.2  # probability of the target language; docs/decisions.md has what was measured
+_NOTED = 0.01  # share of references called off-target that is worth a note
+_SAMPLES = 24
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU in %, [...], of sacrebleu's sums [...,10]: the tokens of output and reference, then of n-grams those that
+    are in the reference and all, n from 1 to 4.
+
+    Papineni et al. 2002; no n-gram found counts as one half, one fourth and so on (Chen and Cherry 2014, method 3).
+    """
+    length, reference, found, every = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
+    precisions = np.where(found > 0, found, 0.5 ** np.cumsum(found == 0, axis=-1)) / np.maximum(every, 1)
+    brevity = np.exp(np.minimum(0, 1 - reference / np.maximum(length, 1)))
+    defined = np.all(every > 0, axis=-1) & np.any(found > 0, axis=-1)
+    return np.where(defined, 100 * brevity * np.exp(np.mean(np.log(precisions), axis=-1)), 0.0)
+
+
+def chrf(sums: np.ndarray) -> np.ndarray:
+    """chrF in %, [...], of sacrebleu's sums [...,3 kinds]: for each kind of n-gram those of the output, of the
+    reference and of both.
+
+    Popovic 2017 with beta 2; precision and recall are means over the kinds that output and reference have.
+    """
+    output, reference, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    counted = (output > 0) & (reference > 0)
+    kinds = np.maximum(np.sum(counted, axis=-1), 1)
+    precision = np.sum(np.where(counted, both / np.maximum(output, 1), 0), axis=-1) / kinds
+    recall = np.sum(np.where(counted, both / np.maximum(reference, 1), 0), axis=-1) / kinds
+    return 100 * 5 * precision * recall / np.where(precision + recall > 0, 4 * precision + recall, 1)
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """The first of two sums [...,2] over the second, [...]; 0 where that is 0."""
+    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One metric of one direction."""
+
+    value: float
+    sums_NxS: np.ndarray
+    """What each sentence adds to the sums."""
+    score: Callable[[np.ndarray], np.ndarray]
+
+    def resampled(self, counts_BxN: np.ndarray) -> np.ndarray:
+        """[B] the metric on each resample, which has sentence n counts[b,n] times."""
+        return self.score(counts_BxN @ self.sums_NxS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Scores of one model: BLEU, spBLEU and chrF++ in %, rates as shares of 1, COMET as its model gives it."""
+
+    pivot: str
+    measures: dict[Direction, dict[str, Measure]]
+    """By direction and metric. What could not be measured is not there, and `notes` say why."""
+    signatures: dict[str, str]
+    """Of each metric, what it takes to get the same value again."""
+    notes: list[str]
+    outputs: dict[Direction, list[str]]
+    sentences: dict[str, list[str]]
+
+
+def score(
+    outputs: Mapping[Direction, Sequence[str]],
+    sentences: Mapping[str, Sequence[str]],
+    pivot: str,
+    config: TranslationConfig,
+) -> Result:
+    """Scores what `translation.translate` returned; references are the sentences of the target language.
+
+    - BLEU with sacrebleu's tokenizer for the target language, which is in the signature; spBLEU with each of its two
+      tokenizers, left out where that is neither on this machine nor to be downloaded; chrF++; COMET if asked for.
+    - `empty`: share of outputs without text.
+    - `copy`: share of outputs that are their source. Compared are letters, marks and numbers, NFKC and casefolded.
+    - `off_target`: share, of the outputs with text, of those to which py3langid gives a probability below 0.2 of being
+      in the target language. It does not tell scripts of a language apart.
+    """
+    result = Result(pivot, {pair: {} for pair in outputs}, {}, [], {**outputs}, {**sentences})
+    targets = dict.fromkeys(target for _, target in outputs)
+    for target in targets:
+        metric, name = _bleu_into(target, result.notes)
+        _add(result, "BLEU", metric, [pair for pair in outputs if pair[1] == target], name)
+    _add(result, "chrF++", sacrebleu.CHRF(word_order=2), list(outputs), "chrF++")
+    for tokenizer in _SPBLEU:
+        metric, name = _load(tokenizer), f"spBLEU ({tokenizer})"
+        if isinstance(metric, str):
+            url = SPM_MODELS[tokenizer]["url"]
+            file = Path(sacrebleu.SACREBLEU_DIR, "models", Path(url).name)
+            result.notes.append(f"No {name}: its tokenizer cannot be loaded ({metric}); put {url} at {file}.")
+        else:
+            _add(result, name, metric, list(outputs), name)
+    if config.comet:
+        _add_comet(result, config.comet)
+    _add_rates(result)
+    result.notes.extend(_notes_on_identifier({code: sentences[code] for code in targets}))
+    return result
+
+
+def _add(
+    result: Result,
+    name: str,
+    metric: sacrebleu.BLEU | sacrebleu.CHRF,
+    pairs: Sequence[Direction],
+    signature: str,
+) -> None:
+    """A metric of sacrebleu. Its statistics of sentences are not public; a test compares with `corpus_score`."""
+    for pair in pairs:
+        sums = metric._extract_corpus_statistics(result.outputs[pair], [result.sentences[pair[1]]])
+        value = metric._aggregate_and_compute(sums).score
+        formula = chrf if isinstance(metric, sacrebleu.CHRF) else bleu
+        result.measures[pair][name] = Measure(value, np.array(sums, np.float64), formula)
+    result.signatures[signature] = str(metric.get_signature())
+
+
+def _bleu_into(target: str, notes: list[str]) -> tuple[sacrebleu.BLEU, str]:
+    """BLEU for a target language, and the name of its signature."""
+    language = target.partition("-")[0]
+    wanted, *others = _TOKENIZERS.get(language, ("13a",))
+    metric, used = _load(wanted), wanted
+    if isinstance(metric, str):
+        (used,) = others
+        metric = _load(used)
+        notes.append(
+            f"BLEU into {language_name(target)} takes sacrebleu's tokenizer {used}, as {wanted} is not installed "
+            f"(pip install 'sacrebleu[{language}]')."
+        )
+    return metric, "BLEU" if used == "13a" else f"BLEU ({target})"
+
+
+@functools.cache
+def _load(tokenizer: str) -> sacrebleu.BLEU | str:
+    """BLEU with a tokenizer, or why it cannot be had: sacrebleu downloads some, and would wait without limit."""
+    found: list[sacrebleu.BLEU | str] = []
+
+    def load() -> None:
+        try:
+            found.append(sacrebleu.BLEU(tokenize=tokenizer, force=True))
+        except (Exception, SystemExit) as error:  # it exits where a certificate is refused
+            found.append(" ".join(str(error).split()) or type(error).__name__)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return found[0] if found else f"no answer in {_PATIENCE} seconds"
+
+
+def _add_comet(result: Result, checkpoint: str) -> None:
+    """COMET of all directions, by its own program."""
+    columns = {"sources": [], "outputs": [], "references": []}
+    for (source, target), lines in result.outputs.items():
+        for column, texts in zip(
+            columns.values(), (result.sentences[source], lines, result.sentences[target]), strict=True
+        ):
+            column += [" ".join(text.split()) for text in texts]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in columns]
+        for file, lines in zip(files, columns.values(), strict=True):
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        command = [COMET, "-s", files[0], "-t", files[1], "-r", files[2], "--model", Path(checkpoint).expanduser()]
+        command += ["--to_json", Path(folder, "scores.json"), "--only_system", "--quiet"]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            result.notes.append(f"No COMET: {COMET} failed ({reason}).")
+            return
+        (segments,) = json.loads(Path(folder, "scores.json").read_text(encoding="utf-8")).values()
+    scores = iter([segment["COMET"] for segment in segments])
+    for pair, lines in result.outputs.items():
+        sums_NxS = np.array([[next(scores), 1] for _ in lines], np.float64)
+        result.measures[pair]["COMET"] = Measure(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
+    result.signatures["COMET"] = checkpoint
+
+
+def _add_rates(result: Result) -> None:
+    result.signatures["off_target"] = f"py3langid:{importlib.metadata.version('py3langid')}|probability:<{_LEAST}"
+    for (source, target), lines in result.outputs.items():
+        text_N, every_N = np.array([bool(line) for line in lines]), np.ones(len(lines), bool)
+        pairs = zip(map(_bare, lines), map(_bare, result.sentences[source]), strict=True)
+        rates = {"copy": (np.array([a == b != "" for a, b in pairs]), every_N), "empty": (~text_N, every_N)}
+        label = _label(target)
+        if label is not None and text_N.any():
+            off_N = np.array([bool(line) and _is_off_target(line, label) for line in lines])
+            rates = {"off_target": (off_N, text_N)} | rates
+        for name, (hits_N, of_N) in rates.items():
+            sums_NxS = np.stack([hits_N, of_N], axis=1).astype(np.float64)
+            result.measures[source, target][name] = Measure(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
+
+
+def _bare(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
+
+
+@functools.cache
+def _identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@functools.cache
+def _label(code: str) -> str | None:
+    """What the language identifier calls a language, whatever its script; None if it does not know it."""
+    language = code.partition("-")[0]
+    if language == "nb":
+        return "no"  # its Norwegian is Bokmal
+    for label in _identifier().labels:
+        with contextlib.suppress(UserError):  # a few are not in CLDR
+            if normalize(label) == language:
+                return label
+    return None
+
+
+def _is_off_target(text: str, label: str) -> bool:
+    """Not whether another language is the most probable, which is so for one Indonesian sentence in ten; nor is it
+    chosen from the languages of the sentences, which would take an output in any other for one of them.
+    """
+    return dict(_identifier().rank(text))[label] < _LEAST
+
+
+def _notes_on_identifier(references: Mapping[str, Sequence[str]]) -> list[str]:
+    """What it does not know, and where it is wrong, which the references show."""
+    notes, wrong = [], []
+    for code, lines in references.items():
+        label = _label(code)
+        if label is None:
+            notes.append(f"No off-target rate of {language_name(code)}, which the language identifier does not know.")
+        elif (rate := np.mean([_is_off_target(line, label) for line in lines])) >= _NOTED:
+            wrong.append(f"{language_name(code)} {100 * rate:.1f}%")
+    if wrong:
+        notes.append(f"The language identifier calls references off-target, too: {', '.join(wrong)}.")
+    return notes
+
+
+def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) -> dict[str, Any]:
+    """The part `translation` of a model's record in evaluation.json.
+
+    Each metric of a direction, and its mean over the directions out of the pivot (`en-x`), into it (`x-en`) and
+    beside it (`x-y`), with its interval and that of the change from `base`; sentence numbers are resampled, the same
+    in all directions and models.
+
+    Args:
+      base: scores of the first model, in the same directions; `result` itself for that one.
+      counts: `statistics.bootstrap_counts` of a number of sentences.
+    """
+    directions, pivot = list(result.outputs), result.pivot
+    counts_BxN = counts(len(result.outputs[directions[0]])).astype(np.float64)
+
+    def summary(pairs: Sequence[Direction]) -> dict[str, Any]:
+        found = {}
+        for name in dict.fromkeys(name for pair in pairs for name in result.measures[pair]):
+            measured, before = ([pair for pair in pairs if name in r.measures[pair]] for r in (result, base))
+            value, resampled_B = _mean(result, measured, name, counts_BxN)
+            found[name], found[f"{name}_interval"] = value, _triple(value, resampled_B)
+            change = None
+            if result is not base and measured == before:
+                base_value, base_resampled_B = _mean(base, measured, name, counts_BxN)
+                change = _triple(value - base_value, resampled_B - base_resampled_B)
+            found[f"{name}_change"] = change
+        return found
+
+    averages = {
+        f"{pivot}-x": [pair for pair in directions if pair[0] == pivot],
+        f"x-{pivot}": [pair for pair in directions if pair[1] == pivot],
+        "x-y": [pair for pair in directions if pivot not in pair],
+    }
+    return {
+        "directions": {"-".join(pair): summary([pair]) for pair in directions},
+        "averages": {name: summary(pairs) for name, pairs in averages.items() if pairs},
+        "signatures": result.signatures,
+        "notes": result.notes,
+        "samples": _samples(result),
+    }
+
+
+def _mean(result: Result, pairs: Sequence[Direction], name: str, counts_BxN: np.ndarray) -> tuple[float, np.ndarray]:
+    """A metric, and its values [B] on the resamples, averaged over directions."""
+    measures = [result.measures[pair][name] for pair in pairs]
+    resampled_B = np.mean([measure.resampled(counts_BxN) for measure in measures], axis=0)
+    return float(np.mean([measure.value for measure in measures])), resampled_B
+
+
+def _triple(value: float, resampled_B: np.ndarray) -> list[float]:
+    interval = statistics.percentile_interval(value, resampled_B)
+    return [float(interval.value), float(interval.low), float(interval.high)]
+
+
+def _samples(result: Result) -> list[dict[str, str]]:
+    """Some outputs: the first sentences, of directions spread over all."""
+    directions = list(result.outputs)
+    shown = directions[:: math.ceil(len(directions) / _SAMPLES)]
+    each = _SAMPLES // len(shown)
+    return [
+        {
+            "direction": f"{source}-{target}",
+            "source": result.sentences[source][n],
+            "reference": result.sentences[target][n],
+            "output": output,
+        }
+        for source, target in shown
+        for n, output in enumerate(result.outputs[source, target][:each])
+    ]

@@ -1,0 +1,350 @@
+"""Our model in lm-evaluation-harness against the harness's own `hf` model; our tasks against the harness's own."""
+
+import dataclasses
+import gzip
+import itertools
+import json
+import pathlib
+import shutil
+import sys
+
+import jax.numpy as jnp
+import pytest
+import torch
+import transformers
+from jax.sharding import Mesh
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager, _yaml_loader, manager
+
+from alignx_jax import sharding
+from alignx_jax.config import UserError
+from alignx_jax.data import tokenizer
+from alignx_jax.evaluation import harness, harness_model
+from alignx_jax.models import huggingface
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training import runs
+
+torch.set_num_threads(1)  # the model is tiny, and JAX's threads want the cores
+
+TASKS = pathlib.Path(manager.__file__).parent
+LENGTH = 64
+OPTIONS = {"rows": 8, "row_length": LENGTH, "dtype": jnp.float32}
+LONG = "The teacher bought a red book this morning and went to school. " * 6
+TEXTS = ["The dog sleeps.", "Der Hund schläft.", "狗在睡觉。", "الكلب نائم.", "one\nline", "Zürich 😀", LONG]
+SPACED = ["  two  spaces\n\nand lines ", " a", "<s>The dog"]  # which SentencePiece and transformers write differently
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The sample model as transformers reads it, in `pieces` with tokenizer.model, in `fast` with tokenizer.json."""
+    source, folder = runs.find("sample"), tmp_path_factory.mktemp("exported")
+    decoder = source.load(sharding.make_mesh("1x1"))
+    settings = huggingface.read_config(source.huggingface)
+    huggingface.export(decoder, settings, folder / "pieces", jnp.float32, 5e9)
+    runs.copy_companions(source.huggingface, folder / "pieces")
+    shutil.copytree(folder / "pieces", folder / "fast")
+    transformers.AutoTokenizer.from_pretrained(folder / "pieces").save_pretrained(folder / "fast")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(exported):
+    """Without its cache, which confuses requests that are the same text cut at different places."""
+    return HFLM(
+        str(exported / "pieces"), device="cpu", dtype="float32", max_length=LENGTH, batch_size=4, logits_cache=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    decoder: Decoder
+    encoder: tokenizer.Tokenizer
+    folder: pathlib.Path
+    mesh: Mesh
+    model: harness_model.AlignXLM
+
+
+@pytest.fixture(scope="module", params=["1x1 pieces", "4x2 fast"])
+def ours(request, exported):
+    spec, name = request.param.split()
+    mesh, folder = sharding.make_mesh(spec), exported / name
+    made = huggingface.load(folder, mesh), tokenizer.load(folder), folder, mesh
+    return Ours(*made, harness_model.AlignXLM(*made, **OPTIONS, max_gen_toks=16))
+
+
+def instances(kind, arguments):
+    return [Instance(kind, {}, given, n) for n, given in enumerate(arguments)]
+
+
+def test_tokens_are_those_of_hf(ours, theirs):
+    model, texts = ours.model, TEXTS + SPACED * (ours.folder.name == "fast")
+    for text in [*texts, ""]:
+        for add in (None, True, False):
+            assert model.tok_encode(text, add_special_tokens=add) == theirs.tok_encode(text, add_special_tokens=add)
+    assert model.tok_encode("Yes")[0] == model.prefix_token_id == theirs.prefix_token_id
+    assert model.eot_token_id == theirs.eot_token_id
+
+
+def test_loglikelihood_is_that_of_hf(ours, theirs):
+    pairs = [(a, f" {b}") for a, b in itertools.pairwise(TEXTS[:6])]
+    pairs += [("", "The dog sleeps."), ("", "狗"), ("The dog ", "sleeps."), ("狗在", "睡觉。"), ("The d", "og")]
+    pairs += [(LONG, " and a dog."), ("A", LONG[:90]), ("The cat eats", " fish")]
+    requests = instances("loglikelihood", pairs)
+    got, expected = ours.model.loglikelihood(requests), theirs.loglikelihood(requests)
+    assert [g[0] for g in got] == pytest.approx([e[0] for e in expected], abs=1e-3, rel=1e-5)
+    assert [g[1] for g in got] == [e[1] for e in expected]
+
+
+def test_rolling_loglikelihood_is_that_of_hf(ours, theirs):
+    requests = instances("loglikelihood_rolling", [(text,) for text in TEXTS])
+    assert ours.model.loglikelihood_rolling(requests) == pytest.approx(
+        theirs.loglikelihood_rolling(requests), abs=1e-3, rel=1e-5
+    )
+
+
+def test_generated_texts_are_those_of_hf(ours, theirs):
+    settings = [
+        {"until": ["."], "max_gen_toks": 24},
+        {"until": [" ", "\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 24},
+        {"until": [], "max_gen_toks": 24},
+        {"until": ["。", "ab"], "num_beams": 3, "length_penalty": 2.0, "do_sample": False, "max_gen_toks": 24},
+    ]
+    requests = instances("generate_until", [(text, dict(s)) for s in settings for text in TEXTS])
+    got, expected = ours.model.generate_until(requests), theirs.generate_until(requests)
+    assert got == expected
+    assert len({len(text) for text in got}) > 5  # they differ, and are cut at their stops
+
+
+def test_generation_without_a_count_takes_the_models(ours, theirs, monkeypatch):
+    monkeypatch.setattr(HFLM, "max_gen_toks", 16)
+    requests = instances("generate_until", [("The dog", {"until": "#"}), (LONG, {"until": "#"})])
+    assert ours.model.generate_until(requests) == theirs.generate_until(requests)
+
+
+@pytest.mark.parametrize("ours", ["1x1 pieces"], indirect=True)
+def test_generation_that_we_have_not(ours):
+    for settings, says in [
+        ({"repetition_penalty": 2.0}, "generation_kwargs ask for repetition_penalty"),
+        ({"max_gen_toks": 64}, r"64 new tokens, a row has 64; raise --data\.row-length"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            ours.model.generate_until(instances("generate_until", [("The dog", {"until": ["."], **settings})]))
+
+
+@pytest.mark.parametrize("ours", ["1x1 pieces"], indirect=True)
+def test_sampling_is_seeded(ours):
+    requests = instances("generate_until", [("The", {"do_sample": True, "temperature": 3.0, "top_p": 0.9})] * 6)
+    got = ours.model.generate_until(requests)
+    assert len(set(got)) > 3 and got == ours.model.generate_until(requests)
+
+
+@pytest.mark.parametrize("ours", ["1x1 pieces"], indirect=True)
+@pytest.mark.parametrize("stops", [["\n\n"], ["ab", "ba"], ["b", "ab"]])
+def test_no_token_ends_a_text_too_late(ours, stops):
+    """`x\\n` `\\n\\n` has its first empty line before the second token."""
+    assert ours.model._stop_tokens(stops) == set()
+
+
+ITEMS = [
+    {"premise": "Mbwa amelala.", "choice1": "Amechoka.", "choice2": "Anakula.", "question": "cause", "label": 0},
+    {"premise": "Paka anakula.", "choice1": "Ameshiba.", "choice2": "Mvua.", "question": "effect", "label": 0},
+    {"premise": "Mwalimu yuko.", "choice1": "Anafundisha.", "choice2": "Analala.", "question": "effect", "label": 1},
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Files of our tasks, a few items each."""
+    (tmp_path / "xcopa").mkdir()
+    (tmp_path / "qa").mkdir()
+    for code in harness._sets()["xcopa"]["languages"]:
+        with gzip.open(tmp_path / "xcopa" / f"{code}.test.jsonl.gz", "wt", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(item | {"lang": code}) + "\n" for item in ITEMS)
+    with gzip.open(tmp_path / "qa" / "tydiqa.jsonl.gz", "wt", encoding="utf-8") as stream:
+        for lang, answer in (("sw", "mbwa"), ("ko", "개"), ("sw", "shule")):
+            item = {"lang": lang, "context": "Mbwa yuko.", "question": "Nani?", "answers": [answer, "x"]}
+            stream.write(json.dumps(item) + "\n")
+    return tmp_path
+
+
+def compared(ours, names, theirs, data, limit=None):
+    """What our function finds, after it was found equal to what the harness's own model gives on the same tasks."""
+    heard = []
+    got = harness.evaluate_tasks(
+        ours.decoder,
+        ours.encoder,
+        ours.folder,
+        ours.mesh,
+        names,
+        data=str(data),
+        limit=limit,
+        progress=lambda done, count: heard.append((done, count)),
+        **OPTIONS | {"row_length": theirs.max_length},
+    )
+    assert heard and all(done <= count for done, count in heard)
+    expected = simple_evaluate(
+        theirs,
+        tasks=harness.load_tasks(tuple(names), str(data)),
+        limit=limit,
+        log_samples=False,
+        task_manager=TaskManager(include_defaults=False),
+    )["results"]
+    assert got.keys() == expected.keys()
+    for name, scores in got.items():
+        for metric, score in scores.items():
+            about = metric.replace(",", "_stderr,")
+            assert score.value == pytest.approx(expected[name][metric], abs=1e-6)
+            assert score.stderr == pytest.approx(expected[name][about], abs=1e-6)
+    return got
+
+
+def test_offline_tasks_end_to_end(ours, theirs, data, monkeypatch):
+    monkeypatch.setattr(theirs, "_max_length", 128)
+    got = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
+    assert len(got) == 14  # 12 languages, their group, and a task
+    values = [got[f"alignx_xcopa_{code}"]["acc,none"].value for code in ("sw", "en", "zh")]
+    assert all(value in (0, 1 / 3, 2 / 3, 1) for value in values)
+    everyone = [scores["acc,none"].value for name, scores in got.items() if name.startswith("alignx_xcopa_")]
+    assert got["alignx_xcopa"]["acc,none"].value == pytest.approx(sum(everyone) / 12)
+    assert got["alignx_tydiqa_sw"].keys() == {"exact_match,none", "f1,none"}
+    json.dumps(got)
+
+
+@pytest.mark.parametrize("ours", ["4x2 fast"], indirect=True)
+def test_real_items_end_to_end(ours, theirs, shared, monkeypatch):
+    monkeypatch.setattr(theirs, "_max_length", 320)
+    data = shared / "data" / "eval"
+    names = ["alignx_xcopa_sw", "alignx_xnli_de", "alignx_pawsx_zh", "alignx_exams_tr", "alignx_xquad_en"]
+    got = compared(ours, names, theirs, data, limit=8)
+    assert got.keys() == set(names)
+
+
+def asked(task):
+    """What a model is asked on the first items of a task."""
+    task.build_all_requests(limit=20)
+    return [request.args for request in task.instances]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "languages"),
+    [
+        ("xcopa", "xcopa/default_{}.yaml", "et ht id it qu sw ta th tr vi zh"),
+        ("xnli", "xnli/xnli_{}.yaml", "ar bg de el en es fr hi ru sw th tr ur vi zh"),
+        ("pawsx", "paws-x/paws_{}.yaml", "de en es fr ja ko zh"),
+        ("xquad", "xquad/xquad_{}.yaml", "ar de el en es hi ru th tr vi zh"),
+        ("tydiqa", "tydiqa/tydiqa_goldp_{}.yaml", "ko sw"),
+    ],
+)
+def test_prompts_are_those_of_the_harness(shared, name, file, languages):
+    (group,) = harness.load_tasks((f"alignx_{name}",), str(shared / "data" / "eval"))
+    answers = name in ("xquad", "tydiqa")  # whose functions want another layout of the items, or are gone
+    assert {f"alignx_{name}_{language}" for language in languages.split()} >= set(group.child_names) - {
+        "alignx_xcopa_en"
+    }
+    for language in languages.split():
+        task = group.get(f"alignx_{name}_{language}")
+        config = _yaml_loader.load_yaml(TASKS / file.format(language), resolve_func=not answers)
+        said = {"doc_to_text", "doc_to_choice", "target_delimiter"} | (set() if answers else {"process_docs"})
+        config = {field: value for field, value in config.items() if field in said}
+        for field in ("task", "output_type", "test_split", "doc_to_target", "generation_kwargs", "metric_list"):
+            config[field] = task.get_config(field)
+        assert asked(task) == asked(harness_model.OfflineTask(task._items, config)), language
+
+
+def test_prompt_of_an_examination(shared):
+    (task,) = harness.load_tasks(("alignx_exams_vi",), str(shared / "data" / "eval"))
+    item, *_ = task.test_docs()
+    lines = [item["question"], *(f"{label}. {text}" for label, text in zip("ABCDE", item["choices"], strict=False))]
+    context = "\n".join([*(line.strip() for line in lines), "Trả lời:"])
+    assert asked(task)[: len(item["choices"])] == [(context, f" {label}") for label in item["labels"]]
+    assert task.doc_to_target(item) == "ABCDE".index(item["answer"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "exact", "f1"),
+    [
+        ("the Saxon Garden.", ["Saxon garden"], 1, 1),
+        ("in Saxon Garden", ["Saxon Garden"], 0, 0.8),  # precision 2/3, recall 1
+        ("in a garden", ["Warsaw", "in Warsaw"], 0, 0.5),
+        ("", ["Warsaw"], 0, 0),
+    ],
+)
+def test_exact_match_and_f1(prediction, answers, exact, f1):
+    got = harness._exact_match_and_f1({"answers": answers}, [prediction])
+    assert got == {"exact_match": exact, "f1": pytest.approx(f1)}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["alignx_xcopa_ws"], "no task 'alignx_xcopa_ws'; did you mean alignx_xcopa_sw"),
+        (["alignx_xnli_sw"], "it has no xnli/sw.dev.jsonl.gz"),
+        (["alignx_xcopa", "alignx_xcopa_sw"], "found in both 'alignx_xcopa' and 'alignx_xcopa_sw'; name it once"),
+        (["arc_easy"], r"arc_easy cannot be loaded \(Couldn't reach it\); it may need the Hugging Face Hub"),
+    ],
+)
+def test_tasks_that_cannot_be_run(data, monkeypatch, names, says):
+    class Offline(TaskManager):
+        """The harness's tasks are there, the Hub is not."""
+
+        def __init__(self, include_defaults):
+            super().__init__(include_defaults=False)
+            self._all_tasks = ["arc_easy"] if include_defaults else []
+
+        def load(self, tasks):
+            if tasks == ["arc_easy"]:
+                raise ConnectionError("Couldn't reach it\nafter retries")
+            return super().load(tasks)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Offline)
+    with pytest.raises(UserError, match=says) as raised:
+        harness.load_tasks(tuple(names), str(data))
+    assert str(raised.value).startswith("--evaluation.tasks") and "\n" not in str(raised.value)
+
+
+def test_bad_files_of_tasks(tmp_path):
+    with pytest.raises(UserError, match=r"--evaluation\.tasks-data: give the folder that holds xcopa/sw\.test"):
+        harness.load_tasks(("alignx_xcopa_sw",), None)
+    (tmp_path / "xcopa").mkdir()
+    file = tmp_path / "xcopa" / "sw.test.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(ITEMS[0] | {"lang": "sw"}).encode() + b"\n{"))
+    with pytest.raises(UserError, match=rf"{file}:2: not JSON"):
+        harness.load_tasks(("alignx_xcopa_sw",), str(tmp_path))
+
+
+def test_without_the_harness(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match=r'--evaluation\.tasks needs .* pip install "alignx_jax\[harness\]"'):
+        harness.load_tasks(("arc_easy",), None)
+
+
+def test_the_command_line_of_the_harness(exported):
+    """Its model of our name, from the arguments as they are written there."""
+    folder = exported / "pieces"
+    made = get_model("alignx_jax").create_from_arg_string(
+        f"pretrained={folder},mesh=2x1,rows=4,row_length=32,dtype=float32",
+        {"batch_size": 1, "device": None},
+    )
+    assert isinstance(made, harness_model.AlignXLM)
+    ((log_probability, _),) = made.loglikelihood(instances("loglikelihood", [("The dog", " sleeps.")]))
+    assert -100 < log_probability < 0
+    for arguments, says in [
+        ("mesh=2x1", "give pretrained=FOLDER"),
+        (f"pretrained={folder},row=4", "unknown 'row'; it can hold pretrained, mesh, rows, row_length"),
+        (f"pretrained={folder},mesh=2x1,rows=3", "rows=3 cannot be split"),
+    ]:
+        with pytest.raises(UserError, match=f"model_args.*{says}"):
+            harness_model.AlignXLM.create_from_arg_string(arguments)
+
+
+def test_errors_on_the_command_line_are_one_sentence(monkeypatch):
+    def cli():
+        raise UserError("--model_args: give pretrained=FOLDER")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", cli)
+    with pytest.raises(SystemExit) as stopped:
+        harness.main()
+    assert stopped.value.code == "alignx_jax: --model_args: give pretrained=FOLDER"
