@@ -40,6 +40,10 @@ def _contrast(model: dict) -> np.ndarray:
 
 _RETRIEVAL = _measure("retrieval", "Retrieval, mean of languages", SHARE, "retrieval")
 _PROBE = _measure("probe", "Language probe, accuracy", SHARE, "language_probe")
+_VARIANCE = (
+    _measure("meaning-variance", "Variance that is meaning", SHARE, "meaning_variance"),
+    _measure("language-variance", "Variance that is language", SHARE, "language_variance"),
+)
 _MEASURES = {
     "Do translations find each other?": (
         _measure("mexa-weighted", "MEXA, weighted mean", SHARE, "mexa", "weighted"),
@@ -88,13 +92,14 @@ def language_keys(results: dict) -> dict[str, Key]:
 
 
 def depth(results: dict) -> Group:
-    """Align, then diverge: retrieval and the language probe over the layers."""
+    """Align, then diverge: retrieval, the language probe, and what varies, over the layers."""
     sentences = results["sentences"]
     chances = 1 / sentences["count"], 1 / len(sentences["languages"])
-    found = (
+    found = [
         _curve_panel(results, measure, named=True, note=f"chance: {SHARE.text(chance)}", size=(400, 260), floor=floor)
         for measure, chance, floor in zip((_RETRIEVAL, _PROBE), chances, (0.0, None), strict=True)
-    )
+    ]
+    found += [_curve_panel(results, measure, named=True, size=(400, 260), floor=0.0) for measure in _VARIANCE]
     return Group("depth", "Align, then diverge", _there(found), tuple(model_keys(results)))
 
 

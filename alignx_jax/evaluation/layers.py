@@ -62,6 +62,8 @@ def measure(
         "random_cosine": _floats(found["collapse"].random_cosine),
         "uniformity": _floats(found["collapse"].uniformity),
         "language_probe": _floats(found["probe"]),
+        "language_variance": _floats(found["variance"].language),
+        "meaning_variance": _floats(found["variance"].meaning),
     }
     return Layers(record, hits_KxKxN)
 
@@ -82,6 +84,7 @@ def _measured(mean_LxKxNxD, weighted_LxKxNxD, last_LxKxNxD, *, place: int, seed:
             "cka": metrics.cka(x_KxNxD, place),
             "collapse": metrics.collapse(x_KxNxD),
             "probe": metrics.language_probe(x_KxNxD, seed),
+            "variance": metrics.variance(x_KxNxD),
         }
 
     return sharding.on_each_device(of_layers, mesh)(mean_LxKxNxD, weighted_LxKxNxD, last_LxKxNxD)

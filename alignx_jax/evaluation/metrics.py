@@ -60,6 +60,15 @@ class Collapse(NamedTuple):
     """log mean exp(-2 |u - v|^2) over the same pairs, of unit vectors, mean over languages [0]; at least -8."""
 
 
+class Variance(NamedTuple):
+    """Shares of the variance of all vectors."""
+
+    language: jax.Array
+    """Between the means of the languages."""
+    meaning: jax.Array
+    """Between the means, over languages, of sentences that say the same."""
+
+
 class DALI(NamedTuple):
     """Of each item, [N] bool each."""
 
@@ -250,6 +259,21 @@ def collapse(x_KxNxD: jax.Array) -> Collapse:
         return jnp.log1p(jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0, less_1_NxN)) / (n * (n - 1)))
 
     return Collapse(variance, jnp.mean(pairs_K) / (n * (n - 1)), jnp.mean(jax.lax.map(uniformity, x_KxNxD)))
+
+
+@jax.jit
+def variance(x_KxNxD: jax.Array) -> Variance:
+    """How much of what vectors differ in is their language, and how much their meaning.
+
+    The sums of squares of a two-way analysis of variance without replication (Fisher 1925, chapter 7), summed over D;
+    what is left to 1 is neither. A probe tells languages apart long before language is most of the variance.
+    """
+    x_KxNxD = _wide(x_KxNxD)
+    x_KxNxD = x_KxNxD - jnp.mean(x_KxNxD, axis=(0, 1), keepdims=True)
+    every = jnp.mean(jnp.sum(jnp.square(x_KxNxD), axis=2))
+    of_language, of_meaning = (jnp.mean(jnp.sum(jnp.square(jnp.mean(x_KxNxD, axis=a)), axis=1)) for a in (1, 0))
+    every = jnp.where(every > 0, every, 1)
+    return Variance(of_language / every, of_meaning / every)
 
 
 def probe_split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,8 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "random_cosine": series(0.4, 0.58 - gain / 3),
             "uniformity": [float(v) for v in -2.4 + hump * (0.5 - gain) + rng.normal(0, 0.02, layers + 1)],
             "language_probe": [float(v) for v in np.clip(0.995 - dip + rng.normal(0, 0.003, layers + 1), 0, 1)],
+            "language_variance": [float(v) for v in 0.3 - 0.2 * hump * (1 + gain) + 0.4 * (depth > 0.8)],
+            "meaning_variance": [float(v) for v in 0.2 + 0.4 * hump * (1 + gain)],
             "dali": by_code(0.48, 0.55 + gain / 2) if m % 2 == 0 else None,
             "matching_head": {"accuracy": 0.941, "same": 0.902, "different": 0.958} if m == 1 else None,
             "in_prompt": both(0.3, 0.8 + gain / 3) if m < 2 else None,

@@ -15,13 +15,15 @@ def results():
 
 
 def test_depth_says_its_numbers(results):
-    retrieval, probe = figures.depth(results).panels
+    retrieval, probe, meaning, language = figures.depth(results).panels
     model = results["models"][1]
     curves = [both[way] for both in model["alignment"]["retrieval"].values() for way in both]
     mean = 100 * np.mean(curves, axis=0)
     expected = f"stage 1 {mean[0]:.1f}% at the embeddings, {mean[2]:.1f}% at the aligned layer 2, {mean[4]:.1f}% at the"
     assert expected in retrieval.alt and f"highest {mean.max():.1f}% at {mean.argmax()}" in retrieval.alt
     assert f"{100 * model['alignment']['language_probe'][4]:.1f}% at the last layer 4" in probe.alt
+    for panel, key in ((meaning, "meaning_variance"), (language, "language_variance")):
+        assert f"{100 * model['alignment'][key][4]:.1f}% at the last layer 4" in panel.alt
     assert (retrieval.note, probe.note) == ("chance: 0.2%", "chance: 20.0%")
 
 

@@ -54,6 +54,9 @@ def test_every_layer_is_measured_as_if_it_were_alone(vectors, spec):
                 assert curve[code][layer] == pytest.approx(float(value[k]), rel=1e-4, abs=1e-5)
         for name in ("total_variance", "random_cosine", "uniformity"):
             assert record[name][layer] == pytest.approx(float(getattr(collapse, name)), rel=1e-4, abs=1e-5)
+        for name in ("language", "meaning"):
+            expected = float(getattr(metrics.variance(x), name))
+            assert record[f"{name}_variance"][layer] == pytest.approx(expected, rel=1e-4)
         assert record["language_probe"][layer] == pytest.approx(float(metrics.language_probe(x, 0)), rel=1e-5)
     np.testing.assert_array_equal(found.hits_KxKxN, metrics.retrieval_hits(vectors.mean[2]))
     np.testing.assert_allclose(record["retrieval_matrix"], found.hits_KxKxN.mean(axis=-1), rtol=1e-5)

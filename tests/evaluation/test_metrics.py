@@ -231,6 +231,21 @@ def test_collapse_over_every_pair():
     np.testing.assert_allclose(same, [0, 1, 0], atol=2e-6)
 
 
+def test_variance_is_divided_between_language_and_meaning():
+    x = sentences(common=2)
+    wide = x.astype(np.float64)
+    centre = wide.mean(axis=(0, 1))
+    every = sum(np.sum((wide[k, n] - centre) ** 2) for k in range(4) for n in range(37))
+    language = sum(37 * np.sum((wide[k].mean(axis=0) - centre) ** 2) for k in range(4))
+    meaning = sum(4 * np.sum((wide[:, n].mean(axis=0) - centre) ** 2) for n in range(37))
+    np.testing.assert_allclose(metrics.variance(x), [language / every, meaning / every], rtol=1e-5)
+    means = np.random.default_rng(0).normal(size=(1, 37, 24)).astype(np.float32)
+    np.testing.assert_allclose(metrics.variance(np.repeat(means, 4, axis=0)), [0, 1], atol=1e-5)
+    languages = np.repeat(means[:, :4].reshape(4, 1, 24), 37, axis=1)
+    np.testing.assert_allclose(metrics.variance(languages), [1, 0], atol=1e-5)
+    np.testing.assert_array_equal(metrics.variance(np.ones((4, 37, 24), np.float32)), 0)
+
+
 def test_the_probe_is_scikit_learns_logistic_regression():
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

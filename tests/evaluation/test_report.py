@@ -77,7 +77,7 @@ def test_the_page_loads_nothing(path, page):
 
 def test_every_picture_says_what_it_shows(page):
     pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(pictures) == 2 + 13 + 2 + 3 + 9 + 3 + 2
+    assert len(pictures) == 4 + 13 + 2 + 3 + 9 + 3 + 2
     assert all(p["role"] == "img" and re.search(r"\d", p["aria-label"]) for p in pictures)
     assert not any(tag == "img" for tag, _ in page.elements)
 
@@ -150,7 +150,7 @@ def test_the_same_results_have_the_same_bytes_and_survive_json(results, path, tm
 def test_six_models_and_27_languages(tmp_path):
     results = results_example.build(models=6, languages=27, layers=3)
     page = Page(report.write(results, tmp_path).read_text(encoding="utf-8"))
-    assert sum(tag == "svg" for tag, _ in page.elements) == 2 + 13 + 2 + 6 + 18 + 3 + 2
+    assert sum(tag == "svg" for tag, _ in page.elements) == 4 + 13 + 2 + 6 + 18 + 3 + 2
 
 
 def test_a_telephone_scrolls_down_only(results, tmp_path):
