@@ -218,6 +218,9 @@ def evaluate(session: Session, models: list[str]) -> None:
     for subject in subjects:
         session.show_source(subject.source)
         sharding.check(subject.source.decoder_config(), session.mesh, config.evaluation.rows, flag="evaluation.rows")
+        if material.directions:
+            rows = config.evaluation.translation.rows
+            sharding.check(subject.source.decoder_config(), session.mesh, rows, flag="evaluation.translation.rows")
     with session.bars() as advance:
         results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
     results["command"] = f"python run.py {shlex.join(session.arguments)}"

@@ -201,7 +201,8 @@ class TranslationConfig:
     rows: _Count = 32
     """Sentences generated at a time, over all devices."""
     comet: str | None = None
-    """Checkpoint file of a COMET model on this machine, where `unbabel-comet` is installed; unset: no COMET."""
+    """Checkpoint (.ckpt) of a COMET model on this machine, scored by the program comet-score of unbabel-comet; unset: no
+    COMET."""
 
 
 @dataclass(frozen=True)

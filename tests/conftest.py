@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

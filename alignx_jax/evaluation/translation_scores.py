@@ -41,7 +41,7 @@ _TOKENIZERS = {
     **dict.fromkeys(("th", "lo", "km", "my", "bo"), ("char",)),  # no spaces between words: 13a would find one
 }
 """sacrebleu's tokenizers of BLEU by target language, the first that is installed; 13a for all others."""
-_LEAST = 0.2  # probability of the target language; docs/decisions.md has what was measured
+_LEAST = 0.2  # probability of the target language; what it was chosen by is in docs/decisions.md
 _NOTED = 0.01  # share of references called off-target that is worth a note
 _SAMPLES = 24
 
@@ -63,10 +63,11 @@ def chrf(sums: np.ndarray) -> np.ndarray:
     """chrF in %, [...], of sacrebleu's sums [...,3 kinds]: for each kind of n-gram those of the output, of the
     reference and of both.
 
-    Popovic 2017 with beta 2; precision and recall are means over the kinds that output and reference have.
+    Popovic 2017 with beta 2; precision and recall are means over the kinds that output and reference have. (sacrebleu
+    counts none of an output where its reference has none.)
     """
     output, reference, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    counted = (output > 0) & (reference > 0)
+    counted = output > 0
     kinds = np.maximum(np.sum(counted, axis=-1), 1)
     precision = np.sum(np.where(counted, both / np.maximum(output, 1), 0), axis=-1) / kinds
     recall = np.sum(np.where(counted, both / np.maximum(reference, 1), 0), axis=-1) / kinds
@@ -256,8 +257,10 @@ def _label(code: str) -> str | None:
 
 
 def _is_off_target(text: str, label: str) -> bool:
-    """Not whether another language is the most probable, which is so for one Indonesian sentence in ten; nor is it
-    chosen from the languages of the sentences, which would take an output in any other for one of them.
+    """Whether the identifier holds the language for improbable.
+
+    That another one is more probable is so of one Indonesian sentence in ten. Chosen among the languages of the
+    evaluation alone, an output in any other language would be taken for one of them.
     """
     return dict(_identifier().rank(text))[label] < _LEAST
 

@@ -46,7 +46,7 @@ def any_tokenizer(request, sample):
             ("pivot",),
             [("en", "de"), ("en", "zh"), ("en", "zh-Hant"), ("de", "en"), ("zh", "en"), ("zh-Hant", "en")],
         ),
-        (("zh-de", "pivot", "en-de")[::2], [("zh", "de"), ("en", "de")]),
+        (("zh-de", "en-de"), [("zh", "de"), ("en", "de")]),
     ],
 )
 def test_directions(specs, expected):
@@ -106,8 +106,17 @@ def test_the_first_line_counts(text, line):
     assert translation.first_line(text) == line
 
 
+@pytest.fixture
+def one_thread():
+    """torch with several threads waits for them most of the time where other tests run beside it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(("shots", "template"), [(0, "sample"), (2, "space")])
-def test_translations_are_those_of_transformers(sample, shots, template):
+def test_translations_are_those_of_transformers(sample, one_thread, shots, template):
     source, encoder = sample
     everything = pipeline.multiway("sample")
     material = {code: everything[code][:3] for code in ("de", "en", "hi")}
@@ -221,7 +230,8 @@ def test_what_cannot_be_translated_is_refused_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="comet needs the program comet-score; install unbabel-comet"):
         translation.check(TranslationConfig(comet=str(checkpoint)), template, examples)
     (tmp_path / "comet-score").touch(mode=0o755)
-    with pytest.raises(UserError, match=r"comet=.*model\.ckpt: no such checkpoint"):
-        translation.check(TranslationConfig(comet=str(checkpoint)), template, examples)
+    for file in (checkpoint, tmp_path / "comet-score"):
+        with pytest.raises(UserError, match=rf"comet={file}: no such checkpoint"):
+            translation.check(TranslationConfig(comet=str(file)), template, examples)
     checkpoint.touch()
     translation.check(TranslationConfig(comet=str(checkpoint)), template, examples)
