@@ -201,7 +201,7 @@ class TranslationConfig:
     rows: _Count = 32
     """Sentences generated at a time, over all devices."""
     comet: str | None = None
-    """Checkpoint (.ckpt) of a COMET model on this machine, for the program comet-score of unbabel-comet; unset: none."""
+    """Checkpoint (.ckpt) of a COMET model, for the program comet-score of unbabel-comet; unset: no COMET."""
 
 
 @dataclass(frozen=True)
