@@ -213,10 +213,10 @@ def test_two_option_items(sample, decoder, alone):
     encoder = sample[1]
     items = {
         "sw": [
-            Item("Mbwa amelala.", "Amechoka.", "Anakula samaki.", "cause", 1, "sw"),
-            Item("Mwalimu yuko shuleni.", "Anafundisha watoto.", "Paka ananunua kitabu.", "effect", 0, "sw"),
+            Item("Mbwa amelala.", "Amechoka.", "Anakula samaki.", "cause", 1, "sw", 0),
+            Item("Mwalimu yuko shuleni.", "Anafundisha watoto.", "Paka ananunua kitabu.", "effect", 0, "sw", 1),
         ],
-        "de": [Item("Der Hund schläft.", "Er ist müde.", "Die Lehrerin hat ein Buch.", "cause", 0, "de")],
+        "de": [Item("Der Hund schläft.", "Er ist müde.", "Die Lehrerin hat ein Buch.", "cause", 0, "de", 0)],
     }
     texts = {
         "sw": [
@@ -233,7 +233,14 @@ def test_two_option_items(sample, decoder, alone):
     assert 0 < sum(hits.sum() for hits in got.values()) < 3
 
 
-GOOD = {"premise": "It rained. ", "choice1": "We went.", "choice2": "We stayed.", "question": "effect", "label": 1}
+GOOD = {
+    "premise": "It rained. ",
+    "choice1": "We went.",
+    "choice2": "We stayed.",
+    "question": "effect",
+    "label": 1,
+    "idx": 3,
+}
 
 
 def write(file, *lines):
@@ -246,10 +253,10 @@ def write(file, *lines):
 def test_choices_from_files_and_folders(tmp_path):
     (tmp_path / "all").mkdir()
     for name, lang in (("en.test.jsonl.gz", "eng"), ("zh.test.jsonl", "zh"), ("zh.val.jsonl", "zh")):
-        write(tmp_path / "all" / name, GOOD | {"lang": lang, "idx": 3})
+        write(tmp_path / "all" / name, GOOD | {"lang": lang})
     one = write(tmp_path / "val.jsonl", b"\xef\xbb\xbf" + json.dumps(GOOD | {"lang": "zh_CN"}).encode(), b"  ")
     got = scoring.read_choices([str(tmp_path / "all"), one])
-    item = Item("It rained.", "We went.", "We stayed.", "effect", 1, "zh")
+    item = Item("It rained.", "We went.", "We stayed.", "effect", 1, "zh", 3)
     assert got == {"en": [dataclasses.replace(item, lang="en")], "zh": [item, item]}
     assert scoring.read_choices([]) == {}
 
