@@ -106,7 +106,7 @@ def test_rolling_loglikelihood_is_that_of_hf(ours, theirs):
 
 
 def test_settings_of_tasks():
-    """A length penalty is not compared with `hf`, whose criteria for stops end a search that `generate` goes on with."""
+    """No length penalty is compared with `hf`, whose criteria for stops end searches that `generate` goes on with."""
     beam = {"do_sample": False, "temperature": 0.0, "num_beams": 3, "length_penalty": 2.0}
     assert harness_model._decoding(beam) == generation.Decoding("beam", beams=3, length_penalty=2.0)
     sample = {"do_sample": True, "temperature": 0.5, "top_k": 7, "top_p": 0.9}
