@@ -158,3 +158,18 @@ def test_what_does_not_fit(spec, changes, rows, accumulation, message):
     with pytest.raises(UserError) as error:
         sharding.check(config, sharding.make_mesh(spec), rows, accumulation)
     assert message in str(error.value)
+
+
+def test_rows_are_mapped_where_they_lie():
+    x = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    with jax.set_mesh(sharding.make_mesh("2x2x2")):
+        top = jax.jit(sharding.map_rows(lambda x: jax.lax.top_k(x, 2)[0]))
+        np.testing.assert_array_equal(top(x), np.sort(x)[:, :-3:-1])
+
+
+def test_each_device_takes_its_own_entries():
+    x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    mesh = sharding.make_mesh("4x2")
+    with jax.set_mesh(mesh):
+        ranked = jax.jit(sharding.on_each_device(lambda x: x - x.max(), mesh))(x)
+    np.testing.assert_array_equal(ranked, np.tile([-1.0, 0.0], (8, 1)))
