@@ -234,15 +234,16 @@ def evaluate(session: Session, models: list[str]) -> None:
 
 
 def models_of(session: Session) -> list[str]:
-    """The models to evaluate: those named, or the run's stages after the model they began with."""
-    named = [session.config.model] if session.config.model else []
-    if not named:
-        there = [session.run / name for name in STAGES if (session.run / name / "config.json").is_file()]
-        if not there:
-            raise UserError(f"{session.run} has no stage to evaluate; run one, or give --model")
-        base = configs.load(str(there[0])).model
-        named = [*([base] if base else []), *map(str, there)]
-    return list(dict.fromkeys([*named, *session.config.compare]))
+    """The models to evaluate, first what the rest are compared with: the models of --compare before --model, or the
+    model that the run began with before its stages."""
+    config = session.config
+    if config.model:
+        return list(dict.fromkeys([*config.compare, config.model]))
+    there = [session.run / name for name in STAGES if (session.run / name / "config.json").is_file()]
+    if not there:
+        raise UserError(f"{session.run} has no stage to evaluate; run one, or give --model")
+    base = configs.load(str(there[0])).model
+    return list(dict.fromkeys([*([base] if base else []), *map(str, there), *config.compare]))
 
 
 def export(session: Session) -> None:

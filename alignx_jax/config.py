@@ -265,7 +265,7 @@ class Config:
     """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from
     `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
     compare: tuple[str, ...] = ()
-    """Further models that evaluate puts beside `model`, given as it is; the first is what others are compared with."""
+    """Models that evaluate compares `model` with (the first is the baseline), or puts beside the stages of the run."""
     seed: _Size = 0
     """Seed of the data order, the pair classifier's initial weights, sampling and the bootstrap."""
     data: DataConfig = DataConfig()

@@ -190,6 +190,24 @@ def test_settings_that_cannot_work(refusal, monkeypatch, flags, says):
         assert part in message
 
 
+def test_which_model_is_the_baseline(tmp_path, monkeypatch):
+    """What `evaluate` compares with comes first."""
+
+    def models(*flags: str) -> list[str]:
+        seen = []
+        monkeypatch.setattr(run, "evaluate", lambda session, paths: seen.extend(paths))
+        run.main([f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", "--stage=evaluate", *flags])
+        return seen
+
+    cache = jax.config.jax_compilation_cache_dir
+    assert models("--model=a", "--compare", "b", "c", "a") == ["b", "c", "a"]
+    assert models("--model=a") == ["a"]
+    (tmp_path / "run" / "stage1").mkdir(parents=True)
+    (tmp_path / "run" / "stage1" / "config.json").write_text(configs.to_json(configs.Config(model="sample")))
+    assert models("--compare", "b") == ["sample", str(tmp_path / "run" / "stage1"), "b"]
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
 def test_own_data_take_a_configuration_of_their_own(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run.main([f"--run={tmp_path / 'run'}", "--data.parallel=mine.tsv"])

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -100,9 +100,21 @@ def check(config: Config) -> Material:
         translated={code: lines[: options.translation.limit] for code, lines in everything.items()},
         shown=shown,
         directions=directions,
-        choices=scoring.read_choices(options.choices),
+        choices=_choices(options.choices, everything),
         template=template,
     )
+
+
+def _choices(paths: Sequence[str], languages: Collection[str]) -> dict[str, list[scoring.Item]]:
+    """The items in the languages of the sentences."""
+    items = scoring.read_choices(paths)
+    found = {code: of for code, of in items.items() if code in languages}
+    if paths and not found:
+        raise UserError(
+            f"--evaluation.choices: items in {', '.join(sorted(items))}, but sentences in {', '.join(languages)}; give "
+            "items in one of these"
+        )
+    return found
 
 
 def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:

@@ -179,3 +179,10 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
     beyond = dataclasses.replace(config, objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer=9)))
     with pytest.raises(UserError, match="layer=9: the model has 8 layers"):
         evaluate.subjects(beyond, [base])
+
+
+def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
+    assert set(evaluate.check(config).choices) == {"en", "de"}
+    others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh")
+    with pytest.raises(UserError, match="--evaluation.choices: items in de, en, but sentences in zh, fr"):
+        evaluate.check(dataclasses.replace(config, evaluation=others))
