@@ -183,6 +183,6 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
 
 def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
     assert set(evaluate.check(config).choices) == {"en", "de"}
-    others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh")
-    with pytest.raises(UserError, match="--evaluation.choices: items in de, en, but sentences in zh, fr"):
+    others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh", translation=Translation())
+    with pytest.raises(UserError, match=r"choices: items in de, en, but sentences in zh, fr"):
         evaluate.check(dataclasses.replace(config, evaluation=others))
