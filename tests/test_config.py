@@ -171,7 +171,7 @@ def test_help_explains_every_field(capsys):
     assert stopped.value.code == 0
     entries, name = {}, None  # of each flag, what follows until the next flag: explanation, then default
     for line in capsys.readouterr().out.splitlines():
-        if flag := re.match(r"\W*--([a-z][\w.-]*) ", line):
+        if flag := re.match(r"\W*--([a-z][\w.-]*)[ ,]", line):
             name = flag[1].replace("-", "_")
             entries[name] = ""
         elif name:
