@@ -17,6 +17,7 @@ import pathlib
 import random
 import shutil
 import tempfile
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -72,13 +73,22 @@ def train_tokenizer(sentences: list[dict[str, str]], folder: pathlib.Path) -> No
     texts = [text for sentence in sentences for text in sentence.values()]
     texts += [record[field] for record in read("instructions.jsonl.gz") for field in ("instruction", "input", "output")]
     texts += [line for line in template.render("", " ", "").text.splitlines() for _ in range(200)]
+    write_tokenizer(filter(None, texts), VOCABULARY, folder)
+
+
+def write_tokenizer(texts: Iterable[str], vocabulary: int, folder: pathlib.Path, coverage: float = 1.0) -> None:
+    """Trains byte-fallback BPE as Llama's, and writes it as Hugging Face folders have it.
+
+    Args:
+      coverage: share of the characters that get pieces of their own; the rest is written in bytes.
+    """
     model = io.BytesIO()  # a file's path would be written into the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(filter(None, texts)),
+        sentence_iterator=iter(texts),
         model_writer=model,
         model_type="bpe",
-        vocab_size=VOCABULARY,
-        character_coverage=1.0,
+        vocab_size=vocabulary,
+        character_coverage=coverage,
         byte_fallback=True,
         split_digits=True,
         normalization_rule_name="identity",
@@ -88,7 +98,6 @@ def train_tokenizer(sentences: list[dict[str, str]], folder: pathlib.Path) -> No
         num_threads=1,
         minloglevel=2,
     )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
     settings = {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
@@ -96,7 +105,9 @@ def train_tokenizer(sentences: list[dict[str, str]], folder: pathlib.Path) -> No
         "legacy": False,
         **{f"{name}_token": text for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def documents(sentences: list[dict[str, str]], count: int, rng: random.Random) -> list[str]:

@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
@@ -44,6 +43,7 @@ from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig, UserError
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import huggingface
+from alignx_jax.sample import make
 from alignx_jax.training import loop, runs, state
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
@@ -135,40 +135,13 @@ def sentences(data: pathlib.Path) -> dict[str, list[Sentence]]:
 
 def train_tokenizer(text: dict[str, list[Sentence]], vocabulary: int, folder: pathlib.Path) -> None:
     """SentencePiece BPE, as Llama's. Of n bytes of a language it sees a part in proportion to sqrt(n)."""
-    import sentencepiece
-
     training = {code: [s.text for s in of if not s.held_out] for code, of in text.items()}
     size = {code: sum(len(t.encode()) for t in texts) for code, texts in training.items()}
     rng, seen = np.random.default_rng(0), []
     for code, texts in training.items():
         part = math.sqrt(min(size.values()) / size[code])
         seen += [t for t, u in zip(texts, rng.random(len(texts)), strict=True) if u < part]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(seen),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocabulary,
-        character_coverage=0.9995,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "legacy": False,
-        **{f"{name}_token": text for name, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"))},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    make.write_tokenizer(seen, vocabulary, folder, coverage=0.9995)
 
 
 def documents(text: list[str], lengths: list[int], joint: str, rng: np.random.Generator) -> Iterator[tuple[str, int]]:
