@@ -88,7 +88,7 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
         if _kind(file) == ".jsonl":
             yield from _records(file, lambda line: [_instruction(_object(line))])
             continue
-        text = b"".join(raw for _, raw in _lines(file))
+        text = b"".join(raw for _, raw in lines(file))
         try:
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -117,7 +117,7 @@ def read_multiway(path: pathlib.Path) -> Iterator[dict[str, str]]:
     if path.is_dir():
         yield from _multiway_folder(path)
         return
-    for number, raw in _lines(path):
+    for number, raw in lines(path):
         try:
             text = _text(raw)
             if text.strip():
@@ -136,7 +136,7 @@ def _multiway_folder(folder: pathlib.Path) -> Iterator[dict[str, str]]:
             break
     sentences: dict[str, list[str]] = {code: [] for code in files}
     for code, file in files.items():
-        for number, raw in _lines(file):
+        for number, raw in lines(file):
             try:
                 sentences[code].append(_sentence(_text(raw), code))
             except _Bad as bad:
@@ -196,8 +196,8 @@ def _moses_side(prefix: pathlib.Path, side: str) -> pathlib.Path:
 def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
     source_language, target_language = _pair_in(prefix.name.rpartition(".")[2])
     left, right = _moses_side(prefix, source_language), _moses_side(prefix, target_language)
-    number, others = 0, _lines(right)
-    for number, source in _lines(left):
+    number, others = 0, lines(right)
+    for number, source in lines(left):
         _, target = next(others, (0, None))
         if target is None:
             raise UserError(f"{left} has more lines than {right} ({number - 1}); they have to match line by line")
@@ -220,7 +220,7 @@ def _decoded(field: str, raw: bytes) -> str:
 
 def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
     """`parse(text of a line) -> list of records` over a file; blank lines hold nothing."""
-    for number, raw in _lines(file):
+    for number, raw in lines(file):
         origin = f"{file}:{number}"
         try:
             text = _text(raw)
@@ -232,7 +232,7 @@ def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
                 yield record | {"origin": origin}
 
 
-def _lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines with their ends, without a byte order mark."""
     try:
         with gzip.open(file) if file.name.endswith(".gz") else open(file, "rb") as stream:

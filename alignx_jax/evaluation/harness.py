@@ -183,7 +183,7 @@ def _items(path: str, data: str | None) -> list[dict]:
     file = pathlib.Path(data).expanduser() / path
     if not file.is_file():
         raise UserError(f"--evaluation.tasks-data={data}: it has no {path}, which the task reads")
-    return [_object(line, f"{file}:{number}") for number, line in readers._lines(file) if line.strip()]
+    return [_object(line, f"{file}:{number}") for number, line in readers.lines(file) if line.strip()]
 
 
 def _object(line: bytes, place: str) -> dict:

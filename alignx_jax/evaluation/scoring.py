@@ -278,7 +278,7 @@ def read_choices(paths: Iterable[str]) -> dict[str, list[Item]]:
     """
     items: dict[str, list[Item]] = {}
     for path in paths:
-        lines = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in readers._lines(file))
+        lines = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in readers.lines(file))
         found = [_item(line, place) for place, line in lines if line.strip()]
         if not found:
             raise UserError(f"--evaluation.choices: {path}: empty; it needs XCOPA's items, one a line")
