@@ -74,14 +74,15 @@ def test_every_request_as_alone_in_transformers(sample, model, alone, spec):
     rng = np.random.default_rng(0)
     lengths = [(1, 1), (1, 48), (20, 7), (5, 1), (3, 40), *rng.integers(1, 20, (30, 2)).tolist()]
     requests = [tuple(rng.integers(3, 4096, n).tolist() for n in pair) for pair in lengths]
-    requests[3] = requests[3][0], [int(model(torch.tensor([requests[3][0]])).logits[0, -1].argmax())]
+    best = int(model(torch.tensor([requests[3][0]])).logits[0, -1].argmax())
+    requests[3], requests[5] = (requests[3][0], [best]), (requests[3][0], [best, 5])
     got = scoring.log_likelihoods(
         sample[0].load(mesh), requests, mesh, **OPTIONS, progress=lambda *done: heard.append(done)
     )
     expected = [alone(*request) for request in requests]
     np.testing.assert_allclose(got.log_probability, [e[0] for e in expected], rtol=1e-6, atol=1e-4)
     assert got.greedy.tolist() == [e[1] for e in expected]
-    assert got.greedy[3] and not got.greedy.all()
+    assert got.greedy[3] and not got.greedy[5]
     assert heard[-1] == (35, 35) and len(heard) > 1
 
 
@@ -170,17 +171,22 @@ def test_where_a_sentence_is_cut(text, halves):
 
 def test_choice_of_the_continuation(sample, decoder, alone):
     """Four sentences: each one's ending against those of all others, whatever is drawn."""
-    encoder, sentences = sample[1], {"de": GERMAN, "en": ENGLISH}
+    encoder = sample[1]
+    sentences = {
+        "de": ["Er schläft.", "Der Lehrer hat auf dem Markt in der Stadt ein Buch gekauft.", *GERMAN[2:]],
+        "en": ["He sleeps.", "The teacher bought a red book at the market in the city.", *ENGLISH[2:]],
+    }
     score = of_text(encoder, alone)
     got = scoring.continuation_choice(decoder, encoder, sentences, sharding.make_mesh("1x1"), seed=0, **OPTIONS)
+    hits = {"text": [], "byte": []}
     for code, texts in sentences.items():
         halves = [scoring._halves(text) for text in texts]
-        expected = []
         for n, (start, _) in enumerate(halves):
-            per_byte = [score(start, end) / len(end.encode("utf-8")) for _, end in halves]
-            expected.append(max(range(4), key=per_byte.__getitem__) == n)
-        assert got[code].tolist() == expected
-    assert 0 < sum(hits.sum() for hits in got.values()) < 8
+            scores = [(score(start, end), len(end.encode("utf-8"))) for _, end in halves]
+            hits["text"].append(max(range(4), key=lambda m: scores[m][0]) == n)
+            hits["byte"].append(max(range(4), key=lambda m: scores[m][0] / scores[m][1]) == n)
+        assert got[code].tolist() == hits["byte"][-4:]
+    assert hits["byte"] != hits["text"] and 0 < sum(hits["byte"]) < 8  # else the test would say little
 
 
 def test_sentences_that_are_drawn():
@@ -228,6 +234,8 @@ def test_two_option_items(sample, decoder, alone):
     score = of_text(encoder, alone)
     got = scoring.two_option_accuracy(decoder, encoder, items, sharding.make_mesh("1x1"), **OPTIONS)
     for code, of in texts.items():
+        prompts = [scoring._prompts(item, code) for item in items[code]]
+        assert prompts == [[(start, first), (start, second)] for start, first, second in of]
         best = [int(score(start, second) > score(start, first)) for start, first, second in of]
         assert got[code].tolist() == [b == item.label for b, item in zip(best, items[code], strict=True)]
     assert 0 < sum(hits.sum() for hits in got.values()) < 3
