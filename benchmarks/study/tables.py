@@ -178,7 +178,16 @@ OF_CHOICES = (
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of docs/evidence.md, in Markdown, by name."""
     others = [arm for arm in arms.ABLATION if arm != "next-token"]
-    found = {}
+    heldout = results["base"]["heldout"]
+    found = {
+        "base": _markdown(
+            ["", *heldout],
+            [
+                ["perplexity", *(f"{of['perplexity']:.0f}" for of in heldout.values())],
+                ["bits a byte", *(f"{of['bits_per_byte']:.2f}" for of in heldout.values())],
+            ],
+        )
+    }
     for name, stage, measures in (
         ("stage 1", "stage1", ALIGNMENT),
         ("stage 2", "stage2", ALIGNMENT + USE),

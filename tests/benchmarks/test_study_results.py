@@ -53,7 +53,7 @@ def results(tmp_path) -> dict:
             facts["config"] = {"objective": {"contrastive": {"layer": 2 if arm == "layer-2" else None}}}
             (folder / "done.json").write_text(json.dumps({"name": arm, "stage1": facts, "stage2": facts}))
     (tmp_path / "measured.json").write_text(json.dumps({"base": _measured(0.2, 0)["stage2"]}))
-    (tmp_path / "heldout.json").write_text("{}")
+    (tmp_path / "heldout.json").write_text(json.dumps({"de": {"perplexity": 2.0, "bits_per_byte": 1.0}}))
     return tables.collect(tables.Options(tmp_path / "runs", tmp_path / "model"))
 
 
