@@ -46,7 +46,7 @@ TATOEBA = dict(
 )
 """What it calls the languages."""
 TEXT = 200  # test pairs of a language for perplexity
-TRANSLATED = {"pivot": 100, "x-y": 20}  # sentences a direction, to or from English and between others
+TRANSLATED = {"pivot": 60, "x-y": 10}  # sentences a direction, to or from English and between others
 ROW_LENGTH = 512
 ENCODED = {"rows": 8, "row_length": ROW_LENGTH, "dtype": jnp.dtype("float32")}
 TRANSLATION = TranslationConfig(rows=64, max_tokens=64)
