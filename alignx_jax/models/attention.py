@@ -41,8 +41,8 @@ class Choice:
 def choose(asked: Literal["auto", "xla", "splash", "cudnn"], platform: str, head_dim: int, dtype: jnp.dtype) -> Choice:
     """The kernel for `training.attention`, and why it is this one.
 
-    On a CPU, splash attention is interpreted: slow, for tests, and never taken by `auto`. The limits of cuDNN are those
-    of `jax.nn.dot_product_attention` on every card that it supports.
+    A CPU interprets splash attention, for tests; `auto` never asks it to. The limits of cuDNN are those that
+    `jax.nn.dot_product_attention` has on all cards.
 
     Args:
       platform: of the mesh's devices: "tpu", "gpu" or "cpu".
@@ -53,12 +53,13 @@ def choose(asked: Literal["auto", "xla", "splash", "cudnn"], platform: str, head
     """
     if asked == "xla":
         return Choice("xla", "asked for")
+    device = platform.upper()
     fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform) if asked == "auto" else asked
     if fused is None:
-        return Choice("xla", f"there is no fused kernel for a {platform}")
+        return Choice("xla", f"there is no fused kernel for a {device}")
     obstacle = None
     if platform not in {"splash": ("tpu", "cpu"), "cudnn": ("gpu",)}[fused]:
-        obstacle = f"it does not run on a {platform}"
+        obstacle = f"it does not run on a {device}"
     elif fused == "cudnn" and dtype != jnp.bfloat16:
         obstacle = f"it computes in bfloat16, and --training.compute-dtype is {jnp.dtype(dtype).name}"
     elif fused == "cudnn" and (head_dim > 128 or head_dim % 8):
@@ -67,7 +68,9 @@ def choose(asked: Literal["auto", "xla", "splash", "cudnn"], platform: str, head
         raise UserError(f"--training.attention={asked}: {obstacle}; give auto or xla")
     if obstacle:
         return Choice("xla", f"not {fused}: {obstacle}")
-    return Choice(fused, "asked for" if asked == fused else f"the fused kernel for a {platform}")
+    if platform == "cpu":
+        return Choice(fused, "asked for, and interpreted on a CPU, which is slow")
+    return Choice(fused, f"the fused kernel for a {device}")
 
 
 def over(segments_RxT: jax.Array, kernel: Kernel) -> Mix:

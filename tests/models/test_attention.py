@@ -200,15 +200,16 @@ def test_offloading_moves_block_inputs_to_the_host(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "platform", "head_dim", "dtype", "kernel", "reason"),
     [
-        ("auto", "tpu", 128, "bfloat16", "splash", "the fused kernel for a tpu"),
-        ("auto", "tpu", 12, "float32", "splash", "the fused kernel for a tpu"),
-        ("auto", "gpu", 128, "bfloat16", "cudnn", "the fused kernel for a gpu"),
+        ("auto", "tpu", 128, "bfloat16", "splash", "the fused kernel for a TPU"),
+        ("auto", "tpu", 12, "float32", "splash", "the fused kernel for a TPU"),
+        ("splash", "tpu", 128, "bfloat16", "splash", "the fused kernel for a TPU"),
+        ("auto", "gpu", 128, "bfloat16", "cudnn", "the fused kernel for a GPU"),
         ("auto", "gpu", 128, "float32", "xla", "not cudnn: .* bfloat16, and --training.compute-dtype is float32"),
         ("auto", "gpu", 256, "bfloat16", "xla", "not cudnn: .* the model's is 256"),
         ("auto", "gpu", 12, "bfloat16", "xla", "not cudnn: .* the model's is 12"),
-        ("auto", "cpu", 128, "bfloat16", "xla", "no fused kernel for a cpu"),
+        ("auto", "cpu", 128, "bfloat16", "xla", "no fused kernel for a CPU"),
         ("xla", "tpu", 128, "bfloat16", "xla", "asked for"),
-        ("splash", "cpu", 16, "float32", "splash", "asked for"),
+        ("splash", "cpu", 16, "float32", "splash", "interpreted on a CPU, which is slow"),
     ],
 )
 def test_the_choice_and_its_reason(asked, platform, head_dim, dtype, kernel, reason):
