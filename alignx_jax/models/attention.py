@@ -142,7 +142,7 @@ def attend(q_RxKxGxTxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, m
 def _splash(q_RxTxHxh: jax.Array, k_RxTxKxh: jax.Array, v_RxTxKxh: jax.Array, segments_RxT: jax.Array) -> jax.Array:
     """JAX's splash attention for TPU. A key/value head is read for each head of its group, and never copied.
 
-    Blocks of queries and keys have up to 512 tokens, as MaxText has them for all TPUs (`sa_block_*` in its base.yml);
+    Blocks of queries and keys have up to 512 tokens, the default of MaxText on all TPUs (its settings `sa_block_*`);
     longer rows have equal blocks, so that less than 128 tokens a block are padding. Blocks above the diagonal are
     skipped. Rows of one block have one backward kernel of 5 products instead of two of 7 together; with more blocks it
     would round each one's share of the queries' gradient to their dtype, and hold all of them.
