@@ -147,7 +147,7 @@ def _splash(q_RxTxHxh: jax.Array, k_RxTxKxh: jax.Array, v_RxTxKxh: jax.Array, se
     skipped. Rows of one block have one backward kernel of 5 products instead of two of 7 together; with more blocks it
     would round each one's share of the queries' gradient to their dtype, and hold all of them.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # only here: not on every platform
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # only where it is needed: it is large
 
     _, length, heads, size = q_RxTxHxh.shape
     blocks = -(-length // _SPLASH_BLOCK)
