@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,6 +203,12 @@ def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope,
     assert matching_weight(jnp.asarray(valid), scope) == sum(part.sum() ** 2 for part in parts)
 
 
+def largest_array(compiled) -> int:
+    """Elements of the largest array in a compiled program, on one device."""
+    shapes = re.findall(r"\w\[([\d,]+)\]", compiled.as_text())
+    return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+
+
 def compiled_pair_losses(spec: str, pairs: int, d: int, width: int) -> dict:
     """Both losses over all pairs, with their gradients, compiled for a mesh; nothing is run."""
     mesh = sharding.make_mesh(spec)
@@ -245,11 +252,9 @@ def test_4096_pairs_of_hidden_size_4096_take_less_than_a_gibibyte(spec):
 def test_nothing_of_the_size_of_all_pairs_exists(spec):
     pairs, d, width = 600, 5, 7
     for name, compiled in compiled_pair_losses(spec, pairs, d, width).items():
-        text = compiled.as_text()
-        vectors = pairs if name == "contrastive" else 2 * pairs
-        largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in re.findall(r"\w\[([\d,]+)\]", text))
-        everything = vectors * vectors // int(spec[0])
-        assert vectors * d <= largest * int(spec[0]) and largest < everything, f"{name}: {largest} of {everything}"
+        vectors, devices = pairs if name == "contrastive" else 2 * pairs, int(spec[0])
+        largest = largest_array(compiled)
+        assert vectors * d // devices <= largest < vectors * vectors // devices, name
 
 
 def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x64):
@@ -282,6 +287,24 @@ def test_no_array_of_all_logits_exists():
     assert "512x256x" not in text and "512x4x64x" not in text and "8x512x32x" not in text, (
         "all logits, also as a stack of chunks"
     )
+
+
+@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2", "6x1"])
+def test_no_device_holds_the_whole_table_or_its_gradient(x64, spec):
+    """And every mesh computes the same; one whose devices do not divide the vocabulary gathers the table."""
+    rng, mesh = np.random.default_rng(5), sharding.make_mesh(spec)
+    hidden, embedding = rng.normal(size=(24, 16, 48)), rng.normal(size=(512, 48))
+    tokens, weights = rng.integers(0, 500, (24, 16)), rng.uniform(size=(24, 16))
+    loss = jax.value_and_grad(functools.partial(next_token, vocab_size=500, chunk=2), argnums=(0, 1))
+    expected = loss(*map(jnp.asarray, (hidden, embedding, tokens, weights)))
+    rows = NamedSharding(mesh, sharding.batch_spec(mesh))
+    table = NamedSharding(mesh, sharding.parameter_spec(("embedding",)))
+    placed = [jax.device_put(x, rows) for x in (hidden, tokens, weights)]
+    placed.insert(1, jax.device_put(embedding, table))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(loss, out_shardings=(None, (rows, table))).lower(*placed).compile()
+    chex.assert_trees_all_close(compiled(*placed), expected, rtol=1e-12, atol=1e-12)
+    assert spec == "6x1" or largest_array(compiled) < embedding.size
 
 
 def test_compaction_keeps_every_valid_slot_and_its_group():
