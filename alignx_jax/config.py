@@ -116,8 +116,9 @@ class ObjectiveConfig:
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
     language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
-    negatives: Literal["global", "micro-batch"] = "global"
-    """Pairs meet those of all devices in their micro-batch, or (published) those of their own device in it."""
+    negatives: Literal["global", "step", "micro-batch"] = "global"
+    """Pairs meet those of all devices in their micro-batch, of all micro-batches of the step too (exact, at the cost of
+    one more forward pass), or (published) those of their own device in their micro-batch."""
     duplicates: Literal["mask", "keep"] = "mask"
     """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
     chunk: _Count = 128

@@ -115,8 +115,8 @@ def on_each_device(function, mesh: Mesh):
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fixes the sharding of an activation: "rows", "model" or None for each dimension, None for those not given.
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """Fixes the sharding of an activation: "rows", axes of the mesh or None for each dimension, None for the others.
 
     The mesh is the one of `jax.set_mesh`; without one (a single device) this does nothing.
     """
@@ -141,6 +141,24 @@ def constrain_lookup(x_RxTxD: jax.Array) -> jax.Array:
     Every device first looks up its own part of D, and an all-to-all turns that into all of D for its own rows.
     """
     return constrain(constrain_to_table(x_RxTxD), "rows")
+
+
+def constrain_vocabulary(x_Vx___: jax.Array) -> jax.Array:
+    """Fixes the sharding of what has the vocabulary in front, inside the next-token loss: over all axes but replicas.
+
+    Every device has its own part of the vocabulary, for all tokens of its replica: it never holds the whole table, nor
+    the whole of its gradient, and what travels are the tokens' states (docs/decisions.md). Where data x model does
+    not divide the vocabulary it is sharded as it is stored, and the compiler gathers what it needs.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x_Vx___.shape[0] % (mesh.shape["model"] * mesh.shape["data"]):
+        return x_Vx___
+    return constrain(x_Vx___, ("model", "data"))
+
+
+def constrain_to_vocabulary(x_NxD: jax.Array) -> jax.Array:
+    """Fixes the sharding of what meets the vocabulary there: all tokens of a replica, on each of its devices."""
+    return constrain(x_NxD, "replica" if "replica" in jax.sharding.get_abstract_mesh().shape else None)
 
 
 def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ _NEIGHBOURS = 4  # xSIM's k
 _PROBE_SHARE = 0.8  # of the sentence numbers that the probe is trained on
 _PROBE_STEPS = 200
 _PROBE_TOLERANCE = 1e-4  # scikit-learn's, on the largest entry of the gradient
+_PAIR_ELEMENTS = 2**25  # of [rows, M, W] of the pair classifier at a time: 128 MiB in float32
 
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -373,12 +374,12 @@ def matching_accuracy(
 
     def row(x: tuple[jax.Array, ...]) -> jax.Array:
         gate_W, up_W, language, place = x
-        (logits_Mx2,) = language_matching.pair_logits((gate_W[None], up_W[None]), second, classifier, activation)
+        (odds_M,) = language_matching.log_odds((gate_W[None], up_W[None]), second, classifier.odds_W, activation)
         same_M, other_M = language_M == language, jnp.arange(m) != place
-        right_M = (logits_Mx2[:, 1] > logits_Mx2[:, 0]) == same_M
+        right_M = (odds_M > 0) == same_M
         return jnp.stack([jnp.sum(a & other_M) for a in (right_M & same_M, right_M & ~same_M, same_M, ~same_M)])
 
-    block = max(1, min(m, language_matching.BLOCK_ELEMENTS // (m * width)))
+    block = max(1, min(m, _PAIR_ELEMENTS // (m * width)))
     counts_Mx4 = jax.lax.map(row, (*first, language_M, jnp.arange(m)), batch_size=block)
     same, different, all_same, all_different = jnp.sum(counts_Mx4.astype(first[0].dtype), axis=0)
     return MatchingAccuracy(

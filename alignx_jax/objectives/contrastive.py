@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from alignx_jax.objectives import pooling
+from alignx_jax.objectives import blocks, pooling
 
+BLOCK = 256
+"""Anchors of each group whose similarities to all others exist at a time."""
 _SMALLEST_NORM = 1e-8  # the published code's clamp
 
 
@@ -44,32 +47,38 @@ def contrastive(
       target_hash_GxN: the same of the targets.
     """
     groups, n, _ = source_GxNxD.shape
-    same_GxNxM = pooling.itself(groups, n, scope)
-    allowed_GxNxM = pooling.meet(valid_GxN, scope)[:, None, :]
-    if duplicates == "mask":
-        others = [pooling.meet(h, scope)[:, None, :] for h in (source_hash_GxN, target_hash_GxN)]
-        own = [h[:, :, None] for h in (source_hash_GxN, target_hash_GxN)]
-        allowed_GxNxM &= ~(
-            (own[0] == others[0]) | (own[0] == others[1]) | (own[1] == others[0]) | (own[1] == others[1])
-        )
-    allowed_GxNxM |= same_GxNxM  # an invalid slot keeps itself, so that no softmax is empty
+    sentences_GxN = valid_GxN, source_hash_GxN, target_hash_GxN
+    row_facts = pooling.places(groups, n, scope), *sentences_GxN
+    column_facts = tuple(pooling.meet(x, scope) for x in sentences_GxN)
+    of_block = functools.partial(_of_block, temperature=temperature, duplicates=duplicates)
 
     def one_direction(anchor_GxNxD: jax.Array, other_GxNxD: jax.Array) -> jax.Array:
-        logits_GxNxM = jnp.einsum(
-            "gnd,gmd->gnm",
-            _unit(anchor_GxNxD),
-            pooling.meet(_unit(other_GxNxD), scope),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        logits_GxNxM = jnp.where(allowed_GxNxM, logits_GxNxM / temperature, -jnp.inf)
-        positive_GxN = jnp.sum(jnp.where(same_GxNxM, logits_GxNxM, 0), axis=-1)
-        loss_GxN = jax.nn.logsumexp(logits_GxNxM, axis=-1) - positive_GxN
-        return jnp.sum(jnp.where(valid_GxN, loss_GxN, 0)) / 2
+        others_GxMxD = pooling.meet(other_GxNxD, scope)
+        return jnp.sum(blocks.sum_over_blocks(of_block, BLOCK, anchor_GxNxD, others_GxMxD, row_facts, column_facts))
 
+    source_GxNxD, target_GxNxD = _unit(source_GxNxD), _unit(target_GxNxD)
     total = one_direction(source_GxNxD, target_GxNxD)
     if form == "symmetric":
         total += one_direction(target_GxNxD, source_GxNxD)
     return total
+
+
+def _of_block(anchor_GxBxD, other_GxMxD, row_facts, column_facts, *, temperature: float, duplicates: str) -> jax.Array:
+    """[G] sums of the losses of some anchors, which may be at any place among those that they meet."""
+    place_GxB, valid_GxB, *hashes_GxB = row_facts
+    valid_GxM, *hashes_GxM = column_facts
+    logits_GxBxM = jnp.einsum("gbd,gmd->gbm", anchor_GxBxD, other_GxMxD, precision=jax.lax.Precision.HIGHEST)
+    allowed_GxBxM = valid_GxM[:, None, :]
+    if duplicates == "mask":
+        for own_GxB in hashes_GxB:
+            for others_GxM in hashes_GxM:
+                allowed_GxBxM &= own_GxB[:, :, None] != others_GxM[:, None, :]
+    same_GxBxM = place_GxB[:, :, None] == jnp.arange(other_GxMxD.shape[1])[None, None, :]
+    allowed_GxBxM |= same_GxBxM | ~valid_GxB[:, :, None]  # no softmax is empty, also where there is no pair
+    logits_GxBxM = jnp.where(allowed_GxBxM, logits_GxBxM / temperature, -jnp.inf)
+    positive_GxB = jnp.sum(jnp.where(same_GxBxM, logits_GxBxM, 0), axis=-1)
+    loss_GxB = jax.nn.logsumexp(logits_GxBxM, axis=-1) - positive_GxB
+    return jnp.sum(jnp.where(valid_GxB, loss_GxB, 0), axis=-1) / 2
 
 
 def weight(valid_GxN: jax.Array) -> jax.Array:

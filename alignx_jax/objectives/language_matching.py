@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from alignx_jax.objectives import pooling
+from alignx_jax.objectives import blocks, pooling
 
-BLOCK_ELEMENTS = 2**25  # of [rows, N, W] at a time on one device: 128 MiB in float32
+BLOCK = 64
+"""Sentences on either side whose pairs, [BLOCK, BLOCK, W] of each group, exist at a time: 2 MiB in float32, so that a
+CPU has them in its caches (docs/decisions.md)."""
 
 
 class Classifier(NamedTuple):
@@ -19,6 +22,11 @@ class Classifier(NamedTuple):
     gate_2DxW: jax.Array
     up_2DxW: jax.Array
     down_Wx2: jax.Array
+
+    @property
+    def odds_W(self) -> jax.Array:
+        """What a hidden unit adds to the log-odds of "same language"; the cross-entropy of two classes sees no more."""
+        return self.down_Wx2[:, 1] - self.down_Wx2[:, 0]
 
 
 def language_matching(
@@ -33,37 +41,35 @@ def language_matching(
     """Sum over ordered pairs (i, j), i = j included, of the cross-entropy of "same language"; divide it by `weight`.
 
     W [e_i; e_j] = W[:D] e_i + W[D:] e_j: the products cost O(N D W), the pairs O(N^2 W), and pairs exist only block
-    by block (rows of each group against everyone), computed again in the backward pass.
+    by block, some of each group's rows against some of everyone.
 
     Args:
       embedding_GxNxD: pooled sentences, sources and targets alike, float32 or float64.
       language_GxN: language ids; only equality matters.
       valid_GxN: which slots hold a sentence.
     """
-    groups, n, _ = embedding_GxNxD.shape
-    width = classifier.down_Wx2.shape[0]
     first, second = halves(embedding_GxNxD, classifier)
     columns_GxMxW = tuple(pooling.meet(x, scope) for x in second)
-    language_GxM, valid_GxM = pooling.meet(language_GxN, scope), pooling.meet(valid_GxN, scope)
-    block = max(1, min(n, BLOCK_ELEMENTS // (language_GxM.shape[1] * width)))
-    blocks = -(-n // block)
+    odds_GxW = jnp.broadcast_to(classifier.odds_W, (embedding_GxNxD.shape[0], classifier.odds_W.shape[0]))
+    facts_GxN = language_GxN, valid_GxN
+    facts_GxM = tuple(pooling.meet(x, scope) for x in facts_GxN)
+    of_block = functools.partial(_of_block, activation=activation)
 
-    def in_blocks(x_GxNx___: jax.Array) -> jax.Array:
-        padded = jnp.pad(x_GxNx___, ((0, 0), (0, blocks * block - n)) + ((0, 0),) * (x_GxNx___.ndim - 2))
-        return jnp.moveaxis(padded.reshape(groups, blocks, block, *x_GxNx___.shape[2:]), 1, 0)
+    def of_rows(rows_GxBxW, columns, facts_GxB, facts_GxM) -> jax.Array:
+        columns_GxMxW, odds_GxW = columns
+        return blocks.sum_over_blocks(of_block, BLOCK, columns_GxMxW, (rows_GxBxW, odds_GxW), facts_GxM, facts_GxB)
 
-    @jax.checkpoint
-    def add_block(total, row):
-        *rows_GxBxW, language_GxB, valid_GxB = row
-        logits_GxBxMx2 = pair_logits(rows_GxBxW, columns_GxMxW, classifier, activation)
-        same_GxBxM = language_GxB[:, :, None] == language_GxM[:, None, :]
-        chosen_GxBxM = jnp.where(same_GxBxM, logits_GxBxMx2[..., 1], logits_GxBxMx2[..., 0])
-        loss_GxBxM = jax.nn.logsumexp(logits_GxBxMx2, axis=-1) - chosen_GxBxM
-        counted_GxBxM = valid_GxB[:, :, None] & valid_GxM[:, None, :]
-        return total + jnp.sum(jnp.where(counted_GxBxM, loss_GxBxM, 0)), None
+    return jnp.sum(blocks.sum_over_blocks(of_rows, BLOCK, first, (columns_GxMxW, odds_GxW), facts_GxN, facts_GxM))
 
-    rows = tuple(map(in_blocks, (*first, language_GxN, valid_GxN)))
-    return jax.lax.scan(add_block, jnp.zeros((), embedding_GxNxD.dtype), rows)[0]
+
+def _of_block(columns_GxMxW, rows, facts_GxM, facts_GxB, *, activation) -> jax.Array:
+    """[G] sums of the cross-entropies of every row with every column."""
+    (rows_GxBxW, odds_GxW), (language_GxB, valid_GxB), (language_GxM, valid_GxM) = rows, facts_GxB, facts_GxM
+    odds_GxBxM = log_odds(rows_GxBxW, columns_GxMxW, odds_GxW, activation)
+    same_GxBxM = language_GxB[:, :, None] == language_GxM[:, None, :]
+    loss_GxBxM = jax.nn.softplus(jnp.where(same_GxBxM, -odds_GxBxM, odds_GxBxM))
+    counted_GxBxM = valid_GxB[:, :, None] & valid_GxM[:, None, :]
+    return jnp.sum(jnp.where(counted_GxBxM, loss_GxBxM, 0), axis=(1, 2))
 
 
 Halves = tuple[jax.Array, jax.Array]
@@ -73,23 +79,23 @@ Halves = tuple[jax.Array, jax.Array]
 def halves(embedding___xD: jax.Array, classifier: Classifier) -> tuple[Halves, Halves]:
     """What each sentence adds as the first of a pair, and as the second."""
     d = embedding___xD.shape[-1]
-
-    def project(kernel_DxW: jax.Array) -> jax.Array:
-        return jnp.einsum("...d,dw->...w", embedding___xD, kernel_DxW, precision=jax.lax.Precision.HIGHEST)
-
     kernels = classifier.gate_2DxW, classifier.up_2DxW
-    return tuple(project(k[:d]) for k in kernels), tuple(project(k[d:]) for k in kernels)
+    # One product, so that its gradient is one array of the size of the embeddings, and not the sum of four.
+    kernel_Dx4W = jnp.concatenate([k[:d] for k in kernels] + [k[d:] for k in kernels], axis=1)
+    projected = jnp.einsum("...d,dw->...w", embedding___xD, kernel_Dx4W, precision=jax.lax.Precision.HIGHEST)
+    gate, up, second_gate, second_up = jnp.split(projected, 4, axis=-1)
+    return (gate, up), (second_gate, second_up)
 
 
-def pair_logits(
+def log_odds(
     first___xBxW: Sequence[jax.Array],
     second___xMxW: Sequence[jax.Array],
-    classifier: Classifier,
+    odds___xW: jax.Array,
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """[...,B,M,2] scores of "different" and "same language" of every first sentence with every second."""
+    """[...,B,M] log-odds of "same language" for every first sentence with every second."""
     gate, up = (x[..., :, None, :] + y[..., None, :, :] for x, y in zip(first___xBxW, second___xMxW, strict=True))
-    return jnp.einsum("...mw,wc->...mc", activation(gate) * up, classifier.down_Wx2, precision="highest")
+    return jnp.einsum("...bmw,...w->...bm", activation(gate) * up, odds___xW, precision="highest")
 
 
 def weight(valid_GxN: jax.Array, scope: pooling.Scope) -> jax.Array:

@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from alignx_jax import sharding
+
 
 def next_token(
     hidden_RxTxD: jax.Array,
@@ -37,28 +39,35 @@ def next_token(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: int, chunk: int) -> jax.Array:
+    cast_VxD = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype))
+
     def add_chunk(total, xs):
-        states_NxD, labels_N, weights_N = xs
-        return total + _of_chunk(states_NxD, embedding_VxD, labels_N, weights_N, vocab_size)[0], None
+        states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
+        return total + _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size)[0], None
 
     xs = [_in_chunks(x, chunk) for x in (hidden_RxTxD, labels_RxT, weights_RxT)]
     return jax.lax.scan(add_chunk, jnp.zeros((), _high(hidden_RxTxD)), xs)[0]
 
 
 def _forward(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: int, chunk: int):
+    cast_VxD, high = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype)), _high(hidden_RxTxD)
+
     def add_chunk(carry, xs):
-        (total, of_embedding_VxD), (states_NxD, labels_N, weights_N) = carry, xs
-        loss, of_logits_VxN = _of_chunk(states_NxD, embedding_VxD, labels_N, weights_N, vocab_size)
-        cast_VxD, of_logits_VxN = (x.astype(states_NxD.dtype) for x in (embedding_VxD, of_logits_VxN))
-        of_states_NxD = jnp.einsum("vn,vd->nd", of_logits_VxN, cast_VxD)
+        total, of_embedding_VxD = carry
+        states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
+        loss, of_logits_VxN = _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size)
+        of_logits_VxN = of_logits_VxN.astype(states_NxD.dtype)
+        of_states_NxD = jnp.einsum("vn,vd->nd", of_logits_VxN, cast_VxD, preferred_element_type=high)
         of_embedding_VxD += jnp.einsum(
             "vn,nd->vd", of_logits_VxN, states_NxD, preferred_element_type=of_embedding_VxD.dtype
         )
-        return (total + loss, of_embedding_VxD), of_states_NxD
+        of_states_NxD = sharding.constrain(of_states_NxD, "rows").astype(states_NxD.dtype)
+        return (total + loss, sharding.constrain_vocabulary(of_embedding_VxD)), of_states_NxD
 
     xs = [_in_chunks(x, chunk) for x in (hidden_RxTxD, labels_RxT, weights_RxT)]
-    start = jnp.zeros((), _high(hidden_RxTxD)), jnp.zeros_like(embedding_VxD)
+    start = jnp.zeros((), high), sharding.constrain_vocabulary(jnp.zeros_like(embedding_VxD))
     (total, of_embedding_VxD), of_states = jax.lax.scan(add_chunk, start, xs)
+    of_embedding_VxD = sharding.constrain_vocabulary(of_embedding_VxD)
     rows, length, d = hidden_RxTxD.shape
     of_hidden_RxTxD = jnp.moveaxis(of_states.reshape(-1, rows, chunk, d), 0, 1).reshape(rows, -1, d)[:, :length]
     return total, (of_hidden_RxTxD, of_embedding_VxD)
@@ -71,15 +80,13 @@ def _backward(vocab_size: int, chunk: int, gradients, scale: jax.Array):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _of_chunk(states_NxD, embedding_VxD, labels_N, weights_N, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+def _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size: int) -> tuple[jax.Array, jax.Array]:
     """The weighted sum of a chunk's losses, and its gradient by the logits [V,N].
 
     The vocabulary leads: in that order a CPU forms the three products faster (docs/decisions.md).
     """
-    high, padded = _high(states_NxD), embedding_VxD.shape[0]
-    logits_VxN = jnp.einsum(
-        "vd,nd->vn", embedding_VxD.astype(states_NxD.dtype), states_NxD, preferred_element_type=high
-    )
+    high, padded = _high(states_NxD), cast_VxD.shape[0]
+    logits_VxN = jnp.einsum("vd,nd->vn", cast_VxD, states_NxD, preferred_element_type=high)
     row_Vx1 = jnp.arange(padded)[:, None]
     if padded > vocab_size:
         logits_VxN = jnp.where(row_Vx1 < vocab_size, logits_VxN, -jnp.inf)

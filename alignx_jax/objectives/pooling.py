@@ -45,7 +45,7 @@ def meet(x_GxNx___: jax.Array, scope: Scope) -> jax.Array:
     return jnp.broadcast_to(x_GxNx___.reshape(1, groups * n, *rest), (groups, groups * n, *rest))
 
 
-def itself(groups: int, n: int, scope: Scope) -> jax.Array:
-    """[G,n,M] bool: where a pair meets itself in what `meet` returns."""
+def places(groups: int, n: int, scope: Scope) -> jax.Array:
+    """[G,n] int: the place of each pair in what `meet` returns."""
     own_Gxn = jnp.arange(groups * n).reshape(groups, n)
-    return own_Gxn[:, :, None] == meet(own_Gxn, scope)[:, None, :]
+    return own_Gxn if scope == "global" else own_Gxn % n

@@ -34,9 +34,14 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     """Refuses what cannot work, before data is prepared and anything is compiled.
 
     Raises:
-      UserError: the mesh does not divide the model or the batch, a layer is not in the model, or the kernel that is
-        asked for cannot compute its attention there.
+      UserError: the mesh does not divide the model or the batch, a layer is not in the model, negatives are asked of
+        micro-batches that a step does not have, or the kernel that is asked for cannot compute attention there.
     """
+    if config.objective.negatives == "step" and config.training.accumulation == 1 and config.stage != "2":
+        raise UserError(
+            "--objective.negatives=step: with --training.accumulation=1 a step is one micro-batch; "
+            "give global, which is the same at no cost, or a larger accumulation"
+        )
     sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
     align_layer(config, source.decoder_config())
     matching_layer(config, source.decoder_config())
@@ -77,7 +82,9 @@ def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> atte
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
     """The static settings of the step."""
     groups = sharding.data_shards(mesh)
-    rows = config.training.rows // (groups * config.training.accumulation)
+    rows = config.training.rows // groups
+    if config.objective.negatives != "step":
+        rows //= config.training.accumulation
     return steps.Recipe(
         objective=config.objective,
         contrastive_layer=align_layer(config, decoder),
@@ -122,11 +129,18 @@ def train(
     if config.objective.contrastive.layer == "auto":
         raise ValueError("the layer to align has to be a number here")
     plan = recipe(config, source.decoder_config(), data, mesh)
-    met = plan.group_pairs * (plan.groups if config.objective.negatives == "global" else 1)
+    met = plan.group_pairs * (plan.groups if plan.scope == "global" else 1)
     if "contrastive" in plan.weights and met < 2:
         raise UserError(
             "no pair ever meets another, so the contrastive loss has no negatives; raise --training.rows, lower "
             "--training.accumulation, or set --objective.negatives=global"
+        )
+    if plan.two_passes:
+        share = "quarter" if plan.remat == "block" else "third"  # of 4 forward passes' products, or of 3
+        console.print(
+            f"--objective.negatives=step: pairs meet those of all {plan.accumulation} micro-batches, "
+            f"and each step runs the layers forward once more (at most a {share} more computation)",
+            soft_wrap=True,
         )
     corpora = {c.source: c.fingerprint for c in data.corpora}
     decoder = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from alignx_jax.training.state import AlignX, Params, TrainState
 
 LOSSES = ("next_token", "contrastive", "language_matching")
 Metrics = dict[str, jax.Array]
+Arrays = TypeVar("Arrays")
+"""A tree of arrays that share their leading axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Recipe:
     groups: int
     """Groups of rows for the pair losses: one a device of the data axes."""
     group_pairs: int
-    """Most pairs in one group of one micro-batch."""
+    """Most pairs that meet in one group: of one micro-batch, or of the whole step where `two_passes`."""
     accumulation: int
     compute_dtype: jnp.dtype
     remat: str
@@ -58,8 +61,18 @@ class Recipe:
         layers = {"contrastive": self.contrastive_layer, "language_matching": self.matching_layer}
         return tuple(sorted({layers[k] for k in self.weights if k in layers}))
 
+    @property
+    def scope(self) -> pooling.Scope:
+        """Whom a pair meets among those that one call of the pair losses gets."""
+        return "micro-batch" if self.objective.negatives == "micro-batch" else "global"
 
-def split(batch: Batch, recipe: Recipe) -> Batch:
+    @property
+    def two_passes(self) -> bool:
+        """Whether pairs meet those of all micro-batches, so that a forward pass over all comes before the gradients."""
+        return self.objective.negatives == "step" and bool(self.taps)
+
+
+def split(batch: Arrays, recipe: Recipe) -> Arrays:
     """[R,...] -> [A,R/A,...]: every micro-batch takes its rows from every group, so that no row changes its device."""
 
     def micro(x: jax.Array) -> jax.Array:
@@ -70,30 +83,32 @@ def split(batch: Batch, recipe: Recipe) -> Batch:
     return jax.tree.map(micro, batch)
 
 
-def loss_weights(micro_batches: Batch, recipe: Recipe) -> dict[str, jax.Array]:
-    """What each loss's sum is divided by, over all micro-batches: known from the batch before any forward pass."""
-    scope = recipe.objective.negatives
+def join(x_AxRx___: jax.Array, recipe: Recipe) -> jax.Array:
+    """[A,R/A,...] -> [R,...], what `split` was given."""
+    x = x_AxRx___.reshape(recipe.accumulation, recipe.groups, -1, *x_AxRx___.shape[2:]).swapaxes(0, 1)
+    return sharding.constrain(x.reshape(-1, *x.shape[3:]), "rows")
+
+
+def loss_weights(batch: Batch, recipe: Recipe) -> dict[str, jax.Array]:
+    """What each loss's sum over the step is divided by: known from the batch before any forward pass."""
     counts = {
         "next_token": next_token.weight,
         "contrastive": contrastive.weight,
-        "language_matching": lambda valid: language_matching.weight(jnp.concatenate([valid, valid], axis=1), scope),
+        "language_matching": lambda valid_GxN: language_matching.weight(jnp.tile(valid_GxN, (1, 2)), recipe.scope),
     }
 
     def weigh(batch: Batch) -> dict[str, jax.Array]:
         valid_GxN = batch.valid.reshape(recipe.groups, -1)
         return {k: counts[k](batch.loss_weights if k == "next_token" else valid_GxN) for k in recipe.weights}
 
-    return jax.tree.map(lambda w: jnp.sum(w, axis=0).astype(float), jax.vmap(weigh)(micro_batches))
+    that_meet = jax.tree.map(lambda x: x[None], batch) if recipe.two_passes else split(batch, recipe)
+    return jax.tree.map(lambda w: jnp.sum(w, axis=0).astype(float), jax.vmap(weigh)(that_meet))
 
 
-def loss_sums(model: AlignX, batch: Batch, probe: jax.Array, recipe: Recipe) -> dict[str, jax.Array]:
-    """The sum of each loss over one micro-batch.
-
-    `probe` is zeros, added to the pooled states [P,R,K,D] at `recipe.taps`: the gradient with respect to it shows
-    whether, and how strongly, the auxiliary losses reach the model.
-    """
-    slots = batch.valid.shape[1]
-    objective, decoder = recipe.objective, model.decoder
+def forward(model: AlignX, batch: Batch, recipe: Recipe) -> tuple[jax.Array, jax.Array | None]:
+    """The sum of the next-token loss over the rows of one micro-batch, and their pooled states [R,P,K,D] at
+    `recipe.taps`, if any."""
+    slots, decoder = batch.valid.shape[1], model.decoder
     high = jnp.promote_types(recipe.compute_dtype, jnp.float32)
     pool_RxKxT = None
     if recipe.taps:
@@ -108,19 +123,21 @@ def loss_sums(model: AlignX, batch: Batch, probe: jax.Array, recipe: Recipe) -> 
         pool_RxKxT=pool_RxKxT,
         pooled_layers=recipe.taps,
     )
-    sums = {
-        "next_token": next_token.next_token(
-            out.hidden_RxTxD,
-            decoder.output_embedding,
-            batch.tokens,
-            batch.loss_weights,
-            vocab_size=decoder.config.vocab_size,
-            chunk=objective.chunk,
-        )
-    }
-    if not recipe.taps:
-        return sums
-    kinds = jnp.split(out.pooled_PxRxKxD + probe, len(_spans(batch)), axis=2)
+    total = next_token.next_token(
+        out.hidden_RxTxD,
+        decoder.output_embedding,
+        batch.tokens,
+        batch.loss_weights,
+        vocab_size=decoder.config.vocab_size,
+        chunk=recipe.objective.chunk,
+    )
+    return total, jnp.swapaxes(out.pooled_PxRxKxD, 0, 1) if recipe.taps else None
+
+
+def pair_sums(model: AlignX, pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Recipe) -> dict[str, jax.Array]:
+    """The sum of each pair loss over rows that meet: of a micro-batch, or of the step where `recipe.two_passes`."""
+    objective, sums = recipe.objective, {}
+    kinds = jnp.split(pooled_RxPxKxD, len(_spans(batch)), axis=2)
     index = pooling.compact(batch.valid.reshape(recipe.groups, -1), recipe.group_pairs)
 
     def gather(x_RxSx___: jax.Array) -> jax.Array:
@@ -132,27 +149,33 @@ def loss_sums(model: AlignX, batch: Batch, probe: jax.Array, recipe: Recipe) -> 
     if "contrastive" in recipe.weights:
         tap = recipe.taps.index(recipe.contrastive_layer)
         sums["contrastive"] = contrastive.contrastive(
-            gather(kinds[0][tap]),
-            gather(kinds[1][tap]),
+            gather(kinds[0][:, tap]),
+            gather(kinds[1][:, tap]),
             valid,
             gather(batch.source_hash),
             gather(batch.target_hash),
             temperature=objective.contrastive.temperature,
             form=objective.contrastive.form,
-            scope=objective.negatives,
+            scope=recipe.scope,
             duplicates=objective.duplicates,
         )
     if "language_matching" in recipe.weights:
         tap = recipe.taps.index(recipe.matching_layer)
         sums["language_matching"] = language_matching.language_matching(
-            jnp.concatenate([gather(kinds[2][tap]), gather(kinds[3][tap])], axis=1),
+            jnp.concatenate([gather(kinds[2][:, tap]), gather(kinds[3][:, tap])], axis=1),
             jnp.concatenate([gather(batch.source_language), gather(batch.target_language)], axis=1),
             jnp.concatenate([valid, valid], axis=1),
             model.classifier.weights(),
-            activation=decoder.config.activation_function,
-            scope=objective.negatives,
+            activation=model.decoder.config.activation_function,
+            scope=recipe.scope,
         )
     return sums
+
+
+def loss_sums(model: AlignX, batch: Batch, recipe: Recipe) -> dict[str, jax.Array]:
+    """The sum of each loss over one micro-batch."""
+    total, pooled = forward(model, batch, recipe)
+    return {"next_token": total} | (pair_sums(model, pooled, batch, recipe) if recipe.taps else {})
 
 
 def _spans(batch: Batch) -> tuple[jax.Array, ...]:
@@ -161,41 +184,57 @@ def _spans(batch: Batch) -> tuple[jax.Array, ...]:
     return source, target, pooling.predicting(source, batch.segments), pooling.predicting(target, batch.segments)
 
 
-def _probe(batch: Batch, model: AlignX, recipe: Recipe) -> jax.Array:
-    rows, slots = batch.valid.shape
-    high = jnp.promote_types(recipe.compute_dtype, jnp.float32)
-    return jnp.zeros((len(recipe.taps), rows, 4 * slots, model.decoder.config.hidden_size), high)
-
-
 def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe) -> tuple[Params, Metrics]:
     """Gradient of L = L_NTP + lambda_ctr L_CTR + lambda_lam L_LAM over the whole batch, and every loss.
 
     Sums and weights run over all micro-batches and are divided once. Besides the losses the metrics hold the number
     of label tokens and of pairs, and `reach/<loss>`: the norm of each auxiliary loss's gradient at its pooled states.
+
+    Where `recipe.two_passes`, a forward pass gives the pooled states of all micro-batches, and the pair losses of them
+    all their gradient at each; the micro-batches then take it back through the model (GradCache, arXiv 2101.06983).
     """
-    micro_batches = split(batch, recipe)
-    weights = loss_weights(micro_batches, recipe)
+    micro_batches, weights = split(batch, recipe), loss_weights(batch, recipe)
+    beside = {k: v for k, v in params.items() if k != "decoder"}  # the pair classifier, if there is one
 
-    def loss(params: Params, probe: jax.Array, micro: Batch):
-        means = _means(loss_sums(nnx.merge(graph, params), micro, probe, recipe), weights)
-        return sum(recipe.weights[k] * mean for k, mean in means.items()), means
+    def of_pairs(pooled_RxPxKxD: jax.Array, batch: Batch) -> tuple[jax.Array, Params, Metrics]:
+        """Gradients of the weighted pair losses by the pooled states and by the classifier."""
 
-    def add(total, micro: Batch):
-        probe = _probe(micro, nnx.merge(graph, params), recipe)
-        (value, means), (of_params, of_probe) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            params, probe, micro
-        )
-        halves = dict(zip(LOSSES[1:], jnp.split(of_probe, 2, axis=2), strict=True))
-        reach = {f"reach/{k}": jnp.sum(halves[k] ** 2) for k in means if k in halves}
-        of_params = sharding.constrain_parameters(of_params)  # left free, they are replicated over `data`
-        return jax.tree.map(jnp.add, total, (of_params, {"loss": value, **means, **reach})), None
+        def loss(pooled_RxPxKxD: jax.Array, beside: Params):
+            means = _means(pair_sums(nnx.merge(graph, params | beside), pooled_RxPxKxD, batch, recipe), weights)
+            return sum(recipe.weights[k] * mean for k, mean in means.items()), means
 
-    high = jnp.promote_types(recipe.compute_dtype, jnp.float32)
-    names = ["loss", *recipe.weights, *(f"reach/{k}" for k in recipe.weights if k != "next_token")]
-    zeros = jax.tree.map(jnp.zeros_like, params), {k: jnp.zeros((), high) for k in names}
-    (total, metrics), _ = jax.lax.scan(add, zeros, micro_batches)
+        (of_pooled, of_beside), means = jax.grad(loss, argnums=(0, 1), has_aux=True)(pooled_RxPxKxD, beside)
+        halves = dict(zip(LOSSES[1:], jnp.split(of_pooled, 2, axis=2), strict=True))
+        return of_pooled, of_beside, means | {f"reach/{k}": jnp.sum(halves[k] ** 2) for k in means}
+
+    def add(total: Params, xs: tuple[Batch, jax.Array | None]) -> tuple[Params, Metrics]:
+        micro, of_pooled = xs
+
+        def run(params: Params):
+            next_token_sum, pooled = forward(nnx.merge(graph, params), micro, recipe)
+            return _means({"next_token": next_token_sum}, weights), pooled
+
+        (metrics, pooled), pull = jax.vjp(run, params)
+        of_beside = {}
+        if recipe.taps and not recipe.two_passes:
+            of_pooled, of_beside, of_micro = of_pairs(pooled, micro)
+            metrics |= of_micro
+        (of_params,) = pull(({"next_token": jnp.ones_like(metrics["next_token"])}, of_pooled))
+        # Left free, they are replicated over `data`.
+        return jax.tree.map(jnp.add, total, sharding.constrain_parameters(of_params | of_beside)), metrics
+
+    of_pooled, of_beside, metrics = None, {}, {}
+    if recipe.two_passes:
+        model = nnx.merge(graph, params)
+        pooled = jax.lax.map(lambda micro: forward(model, micro, recipe)[1], micro_batches)
+        of_pooled, of_beside, metrics = of_pairs(join(pooled, recipe), batch)
+        of_pooled = split(of_pooled, recipe)
+    total, of_micro = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (micro_batches, of_pooled))
+    metrics |= jax.tree.map(lambda x_A: jnp.sum(x_A, axis=0), of_micro)
+    loss = sum(factor * metrics[k] for k, factor in recipe.weights.items())
     counts = {"tokens": weights["next_token"], "pairs": jnp.sum(batch.valid)}
-    return total, {k: jnp.sqrt(v) if k.startswith("reach/") else v for k, v in metrics.items()} | counts
+    metrics = {k: jnp.sqrt(v) if k.startswith("reach/") else v for k, v in metrics.items()}
+    return total | of_beside, {"loss": loss} | metrics | counts
 
 
 def _means(sums: dict[str, jax.Array], weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -224,15 +263,13 @@ def train_step(
 
 def validation_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, recipe: Recipe) -> tuple[Metrics, Metrics]:
     """The sum and the weight of every loss over one batch; the caller adds them up and divides once."""
-    micro_batches = split(batch, recipe)
-    model = nnx.merge(graph, params)
-
-    def add(total, micro: Batch):
-        return jax.tree.map(jnp.add, total, loss_sums(model, micro, _probe(micro, model, recipe), recipe)), None
-
-    high = jnp.promote_types(recipe.compute_dtype, jnp.float32)
-    sums, _ = jax.lax.scan(add, {k: jnp.zeros((), high) for k in recipe.weights}, micro_batches)
-    return sums, loss_weights(micro_batches, recipe)
+    micro_batches, model = split(batch, recipe), nnx.merge(graph, params)
+    if recipe.two_passes:
+        next_token_sums, pooled = jax.lax.map(lambda micro: forward(model, micro, recipe), micro_batches)
+        sums = {"next_token": next_token_sums} | pair_sums(model, join(pooled, recipe), batch, recipe)
+    else:
+        sums = jax.lax.map(lambda micro: loss_sums(model, micro, recipe), micro_batches)
+    return jax.tree.map(jnp.sum, sums), loss_weights(batch, recipe)
 
 
 def compiled_for(state_like: TrainState, **static) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -313,9 +313,7 @@ def test_dali_of_equal_options_is_zero():
 
 @pytest.mark.parametrize("block", [2**25, 23 * 5 * 4, 1])
 def test_the_matching_head_on_every_ordered_pair(monkeypatch, block):
-    from alignx_jax.objectives import language_matching
-
-    monkeypatch.setattr(language_matching, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(metrics, "_PAIR_ELEMENTS", block)
     rng = np.random.default_rng(0)
     embedding, language = rng.normal(size=(23, 6)).astype(np.float32), rng.integers(0, 3, 23)
     classifier = Classifier(*(rng.normal(size=shape).astype(np.float32) for shape in ((12, 5), (12, 5), (5, 2))))

@@ -1,10 +1,17 @@
 """The three losses against the published arrays (float64) and against dense NumPy versions of the formulas."""
 
+import functools
+import re
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from alignx_jax import sharding
 from alignx_jax.objectives import pooling
 from alignx_jax.objectives.contrastive import contrastive
 from alignx_jax.objectives.language_matching import Classifier, language_matching
@@ -98,6 +105,16 @@ def dense_matching(e, languages, classifier):
     return total
 
 
+def central_difference(function, arrays, which, entry, step=1e-5):
+    """The slope of `function` of all arrays by one entry of one."""
+    values = []
+    for sign in (1, -1):
+        moved = [np.array(x) for x in arrays]
+        moved[which][entry] += sign * step
+        values.append(function(moved))
+    return (values[0] - values[1]) / (2 * step)
+
+
 @pytest.fixture
 def groups():
     """3 groups of 4 slots of which 9 hold pairs; repeated sentences on both sides."""
@@ -112,7 +129,9 @@ def groups():
 @pytest.mark.parametrize("scope", ["global", "micro-batch"])
 @pytest.mark.parametrize("duplicates", ["mask", "keep"])
 @pytest.mark.parametrize("form", ["published", "symmetric"])
-def test_contrastive_is_the_dense_formula(x64, groups, scope, duplicates, form):
+@pytest.mark.parametrize("block", [256, 3])
+def test_contrastive_is_the_dense_formula(x64, groups, monkeypatch, scope, duplicates, form, block):
+    monkeypatch.setattr("alignx_jax.objectives.contrastive.BLOCK", block)
     (a, c), valid, source, target = groups
     sentences = [{s, t} for s, t in zip(source[valid], target[valid], strict=True)]
     disjoint = np.array([[not (x & y) for y in sentences] for x in sentences])
@@ -131,12 +150,12 @@ def test_contrastive_is_the_dense_formula(x64, groups, scope, duplicates, form):
         return total + dense_contrastive(c, a, 0.3, negative) if form == "symmetric" else total
 
     np.testing.assert_allclose(loss(*map(jnp.asarray, (a, c))), dense(a[valid], c[valid]), rtol=1e-12)
-    gradient = jax.grad(loss)(*map(jnp.asarray, (a, c)))
-    assert np.isfinite(gradient).all() and (gradient[~valid] == 0).all()
-    moved = a.copy()
-    moved[1, 2, 3] += 1e-6
-    slope = (dense(moved[valid], c[valid]) - dense(a[valid], c[valid])) / 1e-6
-    np.testing.assert_allclose(gradient[1, 2, 3], slope, rtol=1e-4)
+    gradients = jax.grad(loss, argnums=(0, 1))(*map(jnp.asarray, (a, c)))
+    for side, gradient in enumerate(gradients):
+        assert np.isfinite(gradient).all() and (gradient[~valid] == 0).all()
+        for entry in ((1, 2, 3), (0, 3, 1), (2, 1, 0)):
+            slope = central_difference(lambda x: dense(*(y[valid] for y in x)), [a, c], side, entry)
+            np.testing.assert_allclose(gradient[entry], slope, rtol=1e-6, atol=1e-9)
 
 
 def test_one_pair_alone_costs_nothing(x64, groups):
@@ -154,18 +173,88 @@ def test_one_pair_alone_costs_nothing(x64, groups):
 
 
 @pytest.mark.parametrize("scope", ["global", "micro-batch"])
-@pytest.mark.parametrize("block", [2**25, 1, 200])
+@pytest.mark.parametrize("block", [64, 3, 1])
 def test_language_matching_is_the_dense_formula(x64, groups, monkeypatch, scope, block):
-    monkeypatch.setattr("alignx_jax.objectives.language_matching.BLOCK_ELEMENTS", block)
+    monkeypatch.setattr("alignx_jax.objectives.language_matching.BLOCK", block)
     (e, _), valid, languages, _ = groups
     languages = languages % 3
     rng = np.random.default_rng(1)
     classifier = Classifier(*(jnp.asarray(rng.normal(size=s)) for s in ((10, 6), (10, 6), (6, 2))))
     parts = [valid] if scope == "global" else [valid & (np.arange(3)[:, None] == g) for g in range(3)]
     expected = sum(dense_matching(e[part], languages[part], classifier) for part in parts)
-    total = language_matching(*map(jnp.asarray, (e, languages, valid)), classifier, activation=jax.nn.silu, scope=scope)
-    np.testing.assert_allclose(total, expected, rtol=1e-12)
+
+    def loss(e, *classifier):
+        classifier = Classifier(*classifier)
+        return language_matching(
+            e, *map(jnp.asarray, (languages, valid)), classifier, activation=jax.nn.silu, scope=scope
+        )
+
+    def dense(x):
+        return sum(dense_matching(x[0][part], languages[part], x[1:]) for part in parts)
+
+    arrays = [e, *classifier]
+    np.testing.assert_allclose(loss(*map(jnp.asarray, arrays)), expected, rtol=1e-12)
+    gradients = jax.grad(lambda *x: 3 * loss(*x), argnums=(0, 1, 2, 3))(*map(jnp.asarray, arrays))
+    assert (gradients[0][~valid] == 0).all()
+    for which, entries in enumerate([((1, 2, 3), (0, 3, 1)), ((1, 2), (8, 5)), ((0, 0), (9, 3)), ((4, 0), (4, 1))]):
+        for entry in entries:
+            slope = 3 * central_difference(dense, arrays, which, entry)
+            np.testing.assert_allclose(gradients[which][entry], slope, rtol=1e-6, atol=1e-9)
     assert matching_weight(jnp.asarray(valid), scope) == sum(part.sum() ** 2 for part in parts)
+
+
+def largest_array(compiled) -> int:
+    """Elements of the largest array in a compiled program, on one device."""
+    shapes = re.findall(r"\w\[([\d,]+)\]", compiled.as_text())
+    return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+
+
+def compiled_pair_losses(spec: str, pairs: int, d: int, width: int) -> dict:
+    """Both losses over all pairs, with their gradients, compiled for a mesh; nothing is run."""
+    mesh = sharding.make_mesh(spec)
+    groups = sharding.data_shards(mesh)
+    rows, everywhere = NamedSharding(mesh, sharding.batch_spec(mesh)), NamedSharding(mesh, P())
+
+    def array(*shape, dtype=jnp.float32, where=rows):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def facts(n):
+        return array(groups, n, dtype=jnp.bool_), array(groups, n, dtype=jnp.int32)
+
+    n, found = pairs // groups, {}
+    with jax.set_mesh(mesh):
+        valid, ids = facts(n)
+        loss = functools.partial(contrastive, temperature=0.1, form="symmetric", scope="global", duplicates="mask")
+        of_pooled = array(groups, n, d), array(groups, n, d)
+        found["contrastive"] = (
+            jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, (rows, rows)))
+            .lower(*of_pooled, valid, ids, ids)
+            .compile()
+        )
+        valid, ids = facts(2 * n)
+        classifier = Classifier(*(array(*s, where=everywhere) for s in ((2 * d, width), (2 * d, width), (width, 2))))
+        loss = functools.partial(language_matching, activation=jax.nn.silu, scope="global")
+        found["language_matching"] = (
+            jax.jit(jax.value_and_grad(loss, (0, 3)), out_shardings=(None, (rows, everywhere)))
+            .lower(array(groups, 2 * n, d), ids, valid, classifier)
+            .compile()
+        )
+    return found
+
+
+@pytest.mark.parametrize("spec", ["1x1", "8x1"])
+def test_4096_pairs_of_hidden_size_4096_take_less_than_a_gibibyte(spec):
+    for name, compiled in compiled_pair_losses(spec, 4096, 4096, 128).items():
+        assert compiled.memory_analysis().temp_size_in_bytes < 2**30, name
+
+
+@pytest.mark.parametrize("spec", ["1x1", "2x1"])
+def test_nothing_of_the_size_of_all_pairs_exists(spec):
+    pairs, d, width = 600, 5, 7
+    for name, compiled in compiled_pair_losses(spec, pairs, d, width).items():
+        vectors, devices = pairs if name == "contrastive" else 2 * pairs, int(spec[0])
+        largest = largest_array(compiled)
+        assert vectors * d // devices <= largest < vectors * vectors // devices, name
 
 
 def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x64):
@@ -198,6 +287,24 @@ def test_no_array_of_all_logits_exists():
     assert "512x256x" not in text and "512x4x64x" not in text and "8x512x32x" not in text, (
         "all logits, also as a stack of chunks"
     )
+
+
+@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2", "6x1"])
+def test_no_device_holds_the_whole_table_or_its_gradient(x64, spec):
+    """And every mesh computes the same; one whose devices do not divide the vocabulary gathers the table."""
+    rng, mesh = np.random.default_rng(5), sharding.make_mesh(spec)
+    hidden, embedding = rng.normal(size=(24, 16, 48)), rng.normal(size=(512, 48))
+    tokens, weights = rng.integers(0, 500, (24, 16)), rng.uniform(size=(24, 16))
+    loss = jax.value_and_grad(functools.partial(next_token, vocab_size=500, chunk=2), argnums=(0, 1))
+    expected = loss(*map(jnp.asarray, (hidden, embedding, tokens, weights)))
+    rows = NamedSharding(mesh, sharding.batch_spec(mesh))
+    table = NamedSharding(mesh, sharding.parameter_spec(("embedding",)))
+    placed = [jax.device_put(x, rows) for x in (hidden, tokens, weights)]
+    placed.insert(1, jax.device_put(embedding, table))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(loss, out_shardings=(None, (rows, table))).lower(*placed).compile()
+    chex.assert_trees_all_close(compiled(*placed), expected, rtol=1e-12, atol=1e-12)
+    assert spec == "6x1" or largest_array(compiled) < embedding.size
 
 
 def test_compaction_keeps_every_valid_slot_and_its_group():

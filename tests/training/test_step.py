@@ -198,6 +198,60 @@ def test_accumulation_is_one_big_batch(folder, packed_rows):
     agree(at_once, in_turn, 1e-10)
 
 
+def sentences_apart(rows: int) -> step.Batch:
+    """Rows of two prompts, each followed by its two sentences in segments of their own (`--data.spans=separate`)."""
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(3, 320, (2 * rows, 18))
+    languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 2))
+    made = [
+        packing.PackedExample(tokens[n], 1, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13))
+        for n in range(2 * rows)
+    ]
+    return stack(*(jax.tree.map(lambda x: x[None], packing.assemble(made[n::rows], 40, 2)) for n in range(rows)))
+
+
+@pytest.mark.parametrize(("spec", "spans"), [("1x1", "in-prompt"), ("4x2", "separate")])
+def test_negatives_of_the_whole_step_are_those_of_one_big_batch(folder, spec, spans):
+    """Parameters and metrics after three steps, in float64."""
+    rows = sentences_apart(16) if spans == "separate" else random_rows(np.random.default_rng(5), rows=16)
+    most = rows.valid.reshape(4 if spec == "4x2" else 1, -1).sum(axis=1).max()
+    big = three_steps(folder, spec, rows, objective=ObjectiveConfig(), group_pairs=most)
+    whole_step = ObjectiveConfig(negatives="step")
+    agree(big, three_steps(folder, spec, rows, objective=whole_step, accumulation=4, group_pairs=most), 1e-10)
+
+
+def test_other_micro_batches_matter_and_so_do_their_duplicates(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+
+    def contrastive(negatives: str, duplicates: str = "mask") -> float:
+        objective = ObjectiveConfig(negatives=negatives, duplicates=duplicates)
+        plan = recipe(2, 4, jnp.float32, objective=objective, accumulation=4, group_pairs=24)
+        return float(gradients(m, packed_rows, plan)[1]["contrastive"])
+
+    assert contrastive("global") < contrastive("step") < contrastive("step", "keep")
+
+
+@pytest.mark.parametrize("off", ["contrastive", "language_matching"])
+def test_one_pair_loss_alone_meets_the_whole_step(folder, packed_rows, off):
+    weight = {off: {"contrastive": ContrastiveConfig, "language_matching": LanguageMatchingConfig}[off](weight=0.0)}
+    big, in_turn = (
+        three_steps(folder, "2x1", packed_rows, objective=ObjectiveConfig(negatives=n, **weight), accumulation=a)
+        for n, a in (("global", 1), ("step", 4))
+    )
+    agree(big, in_turn, 1e-10)
+
+
+def test_validation_meets_what_training_meets(folder, mesh, packed_rows):
+    m = model(folder / "model", mesh, jnp.float32)
+
+    def validated(negatives: str, accumulation: int):
+        plan = recipe(2, 4, jnp.float32, objective=ObjectiveConfig(negatives=negatives), accumulation=accumulation)
+        plan = dataclasses.replace(plan, group_pairs=24)
+        return jax.jit(functools.partial(step.validation_sums, graph=m.graph, recipe=plan))(m.params, packed_rows)
+
+    agree(validated("global", 1), validated("step", 4), 1e-5)
+
+
 def test_accumulation_of_the_next_token_loss_alone(folder, packed_rows):
     off = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0))
     whole, split = (three_steps(folder, "2x1", packed_rows, objective=off, accumulation=a) for a in (1, 4))
@@ -260,12 +314,11 @@ def test_auxiliary_losses_reach_the_layers_they_should_and_no_others(folder, mes
 
     def reached(name):
         def loss(params):
-            sums = step.loss_sums(nnx.merge(m.graph, params), rows, probe, plan)
+            sums = step.loss_sums(nnx.merge(m.graph, params), rows, plan)
             return sums[name]
 
         plan = recipe(2, 4, jnp.float32, group_pairs=24)
         rows = jax.tree.map(jnp.asarray, packed_rows)
-        probe = jnp.zeros((2, 8, 12, 64))
         return jax.jit(jax.grad(loss))(m.params)
 
     contrastive, matching = reached("contrastive"), reached("language_matching")
