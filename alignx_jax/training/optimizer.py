@@ -31,6 +31,7 @@ def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
+        mu_dtype=config.moment_dtype if config.moment_dtype == "bfloat16" else None,
     )
 
 
