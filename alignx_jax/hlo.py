@@ -153,11 +153,12 @@ class Module:
         return Cost(flops, hbm_bytes, tuple(self._collectives()), kernels, self.unknown_loops)
 
     def trips(self, loop: Instruction, computation: dict[str, Instruction]) -> int | None:
-        """How often a `while` runs its body: what the compiler found, or read from a condition `i < constant`."""
+        """How often a `while` runs its body: what the compiler found, or read from `i < limit` and `i + step`."""
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(found[1])
-        condition = self.computations[loop.called()["condition"][0]]
-        root = next(one for one in condition.values() if one.root)
+        called = loop.called()
+        condition, body = (self.computations[called[name][0]] for name in ("condition", "body"))
+        root = _root(condition)
         if root.opcode != "compare" or "direction=LT" not in root.attributes:
             return None
         counter, limit = (condition[name] for name in root.operands)
@@ -165,23 +166,44 @@ class Module:
         if limit.opcode != "constant" or index is None:
             return None
         start = _element(loop.operands[0], int(index[1]), computation)
-        return int(limit.literal) - (int(start.literal) if start.opcode == "constant" else 0)
+        step = self._added(_root(body).operands[int(index[1])], body)
+        if start.opcode != "constant" or not step:
+            return None
+        return -((int(start.literal) - int(limit.literal)) // step)
+
+    def _added(self, name: str, computation: dict[str, Instruction]) -> int | None:
+        """What integer additions add to the one variable that they begin from; None if there is anything else."""
+        one = computation[name]
+        if one.opcode in ("get-tuple-element", "parameter"):
+            return 0
+        if one.opcode in ("copy", "bitcast"):
+            return self._added(one.operands[0], computation)
+        if one.opcode == "fusion":
+            inside = self.computations[one.called()["calls"][0]]
+            inner, outer = self._added(_root(inside).name, inside), 0
+            for operand in one.operands:
+                if computation[operand].opcode != "constant":
+                    outer = self._added(operand, computation)
+            return None if inner is None or outer is None else inner + outer
+        if one.opcode != "add":
+            return None
+        parts = (computation[operand] for operand in one.operands)
+        added = [int(p.literal) if p.opcode == "constant" else self._added(p.name, computation) for p in parts]
+        return None if None in added else sum(added)
 
     def _count(self) -> tuple[dict[str, int], int]:
         runs, unknown = collections.Counter({self.entry: 1}), 0
         for name in self._callers_first():
             computation = self.computations[name]
             for one in computation.values():
-                called = one.called()
-                trips = 1
-                if one.opcode == "while":
-                    trips = self.trips(one, computation)
-                    unknown += trips is None
-                for attribute, names in called.items():
+                trips = self.trips(one, computation) if one.opcode == "while" else 1
+                unknown += trips is None
+                times = {"body": trips or 1, "condition": (trips or 1) + 1}
+                for attribute, names in one.called().items():
                     if attribute == "to_apply" and one.opcode != "call":
                         continue  # what reduces or sorts two numbers
                     for callee in names:
-                        runs[callee] += runs[name] * (trips or 1 if attribute == "body" else 1)
+                        runs[callee] += runs[name] * times.get(attribute, 1)
         return dict(runs), unknown
 
     def _callers_first(self) -> list[str]:
@@ -212,8 +234,8 @@ class Module:
         return inside
 
     def _collectives(self) -> Iterator[Collective]:
-        """Each once: a TPU's program may spread one over several fusions, which share its channel."""
-        found: dict[str, Collective] = {}
+        """Each once: a TPU's program may spread one over several fusions, which share its channel and origin."""
+        found: dict[tuple[str, ...], Collective] = {}
         for name, times in self.runs.items():
             computation = self.computations[name]
             for one in computation.values():
@@ -226,10 +248,12 @@ class Module:
                 operand_bytes = sum(a.bytes for operand in one.operands for a in computation[operand].arrays)
                 group = _group_size(one.attributes)
                 channel = re.search(r"channel_id=(\d+)", one.attributes)
-                key = channel[1] if channel else f"{name}/{one.name}"
                 operation = re.search(r'op_name="([^"]*)"', one.attributes)
+                origin = operation[1] if operation else ""
+                spread = name in self._fused and channel is not None
+                key = (kind, channel[1], origin) if spread else (name, one.name)
                 if key not in found or found[key].times < times:
-                    found[key] = Collective(kind, operand_bytes, group, times, operation[1] if operation else "")
+                    found[key] = Collective(kind, operand_bytes, group, times, origin)
         return iter(c for c in found.values() if c.group > 1)
 
     def _bytes(self, one: Instruction, computation: dict[str, Instruction]) -> int:
@@ -274,7 +298,7 @@ class Module:
                     sliced = full
                     break
             total += min(full, sliced)
-        root = next(i for i in inside.values() if i.root)
+        root = _root(inside)
         results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
         for result, array in zip(results, one.arrays, strict=False):
             while result.opcode == "bitcast":
@@ -317,6 +341,10 @@ def _arrays(shape: str) -> Iterator[Array]:
         sizes = tuple(int(d) for d in dims.split(",") if d)
         width = {"pred": 8, "token": 0, "opaque": 0}.get(kind) if not bits else int(bits)
         yield Array(math.prod(sizes) * width // 8, sizes, not _FREE_SPACES.search(layout))
+
+
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(one for one in computation.values() if one.root)
 
 
 def _in_hbm(one: Instruction) -> int:

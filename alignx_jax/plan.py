@@ -113,14 +113,16 @@ class Plan:
     compile_seconds: float
     capacity: float
     """Bytes of memory."""
+    total_bytes: int = 0
+    """Memory that the step takes."""
     state_bytes: int = 0
     """Weights, moments and step: what is donated."""
     argument_bytes: int = 0
+    """The state and a batch."""
     temporary_bytes: int = 0
-    code_bytes: int = 0
+    """As the compiler says; a TPU's may lie where something else lay before, so that the parts add up to more."""
     aliased_bytes: int = 0
     """Of the results, what takes the place of an argument."""
-    result_bytes: int = 0
     model_flops: float = 0.0
     """Of the whole row's causal half; see `model_flops`."""
     model_flops_full: float = 0.0
@@ -134,11 +136,6 @@ class Plan:
     mfu: float | None = None
     """Model FLOPs over what the chip could do in the estimated time."""
     caveats: tuple[str, ...] = ()
-
-    @property
-    def total_bytes(self) -> int:
-        """Memory that the step takes: arguments, temporaries, code, and results that take no argument's place."""
-        return self.argument_bytes + self.temporary_bytes + self.code_bytes + self.result_bytes - self.aliased_bytes
 
     @property
     def ratio(self) -> float:
@@ -156,7 +153,7 @@ class Plan:
         return self.seconds[self.bound] if self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
-        derived = {"total_bytes": self.total_bytes, "bound": self.bound, "step_seconds": self.step_seconds}
+        derived = {"bound": self.bound, "step_seconds": self.step_seconds}
         derived |= {"ratio": self.ratio} if self.refusal is None else {}
         return dataclasses.asdict(self) | derived
 
@@ -208,18 +205,21 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
             "interconnect": sum(sent.values()) / chip.link_bandwidth,
         }
         mfu = flops[0] / chip.flops / max(limits.values())
-    plan = Plan(
+    total = memory.peak_memory_in_bytes
+    if not on.devices:  # the peak that is given for a CPU leaves out temporaries
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
+    return Plan(
         settings,
-        True,
+        on.devices is not None or total <= capacity,
         None,
         seconds,
         capacity,
+        total_bytes=total,
         state_bytes=state_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
         aliased_bytes=memory.alias_size_in_bytes,
-        result_bytes=memory.output_size_in_bytes,
         model_flops=flops[0],
         model_flops_full=flops[1],
         compiled_flops=cost.flops,
@@ -229,7 +229,6 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
         mfu=mfu,
         caveats=tuple(_caveats(cost, on)),
     )
-    return plan if on.devices else dataclasses.replace(plan, fits=plan.total_bytes <= capacity)
 
 
 def compile_step(
