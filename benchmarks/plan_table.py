@@ -54,6 +54,7 @@ CASES = {
     "8B, v6e-8, 512": Case("v6e:2x4", "8x1", 512, 24),
     "8B, v6e-8, 2048": Case("v6e:2x4", "8x1", 2048, 8),
     "8B, one H100": Case("h100:1", "1x1", 512, 8, "bfloat16"),
+    "8B, eight H100": Case("h100:8", "8x1", 512, 24),
     "70B, v5p-128, 2048": Case("v5p:4x4x8", "128x1", 2048, 128, model="llama3_70b"),
     "8B, v5p-8": Case("v5p:2x2x2", "8x1", 512, 8),
     "8B, v5p-256": Case("v5p:4x8x8", "32x8x1", 512, 256),
@@ -61,7 +62,6 @@ CASES = {
     "8B, next-token alone": dataclasses.replace(_DEPTH, losses=False),
     "8 layers": dataclasses.replace(_DEPTH, layers=8),
     "16 layers": dataclasses.replace(_DEPTH, layers=16),
-    "64 layers": dataclasses.replace(_DEPTH, layers=64, topology="v5p:2x2x4"),
 }
 
 

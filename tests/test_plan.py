@@ -266,6 +266,6 @@ def test_a_step_for_a_v5e(v5e, compiled):
 
 
 def test_a_step_too_large_for_a_v5e_is_refused_with_the_compilers_figures(v5e):
-    wide = dataclasses.replace(DECODER, hidden_size=8192, num_layers=80)
+    wide = dataclasses.replace(DECODER, hidden_size=8192, intermediate_size=65536)
     found = plan.measure(settings(), wide, v5e)
     assert not found.fits and "exceeds available HBM (15.75G)" in found.refusal
