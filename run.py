@@ -151,6 +151,8 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
         "devices", f"{session.mesh.size} x {session.mesh.devices.flat[0].device_kind}, mesh {_axes(session.mesh)}"
     )
     loop.check(session.config, source, session.mesh)
+    choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
+    session.line("attention", f"{choice.kernel}: {choice.reason}")
     data = session.data(stage, source)
     config = dataclasses.replace(session.config, stage=stage, model=start)
     result = loop.train(
@@ -276,6 +278,8 @@ def plan(session: Session, on: planning.Machine) -> None:
     session.show_source(source)
     decoder = source.decoder_config()
     loop.check(config, source, session.mesh)
+    choice = loop.attention_kernel(config, decoder, session.mesh)
+    session.line("attention", f"{choice.kernel}: {choice.reason}")
     with session.console.status("compiling"):
         plans = [planning.measure(config, decoder, on)]
     session.console.print(plan_table.of_one(plans[0], on))

@@ -165,8 +165,11 @@ class TrainingConfig:
     """Optimizer steps, instead of `epochs`."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of activations and matrix products; master weights, moments and sums are float32."""
-    remat: Literal["none", "attention", "block"] = "block"
-    """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes attention: a fused kernel, splash on TPU or cudnn on GPU, or xla anywhere; auto: what it can."""
+    remat: Literal["none", "attention", "block", "offload"] = "block"
+    """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input,
+    which `offload` keeps in the host's memory."""
     validate_every: _Count = 200
     """Steps between validations (and at the end)."""
     save_every: _Count = 200

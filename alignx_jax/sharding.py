@@ -173,6 +173,17 @@ def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if mesh.empty else jax.shard_map(function, in_specs=batch_spec(mesh), out_specs=batch_spec(mesh))
 
 
+def map_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` of q [R,T,H,h], k and v [R,T,K,h], segments [R,T]: every device applies it to its own rows and heads.
+
+    For kernels, which the compiler cannot partition. Groups of heads stay together: "model" divides K (`check`).
+    """
+    rows = row_axes(jax.sharding.get_abstract_mesh())
+    heads = P(rows, None, "model", None)
+    # The kernels do not say which axes their results vary over.
+    return jax.shard_map(function, in_specs=(heads, heads, heads, P(rows)), out_specs=heads, check_vma=False)
+
+
 def constrain_micro_batches(x: jax.Array) -> jax.Array:
     """Fixes the sharding of [A,R,...]: the rows of every micro-batch over all devices."""
     return constrain(x, None, "rows")

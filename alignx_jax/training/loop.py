@@ -18,6 +18,7 @@ from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
+from alignx_jax.models import attention
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import DecoderConfig
 from alignx_jax.training import metrics, optimizer, progress, runs, state
@@ -33,11 +34,13 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     """Refuses what cannot work, before data is prepared and anything is compiled.
 
     Raises:
-      UserError: the mesh does not divide the model or the batch, or a layer is not in the model.
+      UserError: the mesh does not divide the model or the batch, a layer is not in the model, or the kernel that is
+        asked for cannot compute its attention there.
     """
     sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
     align_layer(config, source.decoder_config())
     matching_layer(config, source.decoder_config())
+    attention_kernel(config, source.decoder_config(), mesh)
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
@@ -70,6 +73,12 @@ def group_rows(config: Config, mesh: Mesh) -> int:
     return config.training.rows // (sharding.data_shards(mesh) * config.training.accumulation)
 
 
+def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> attention.Choice:
+    """How a stage computes attention, and why so: `attention.choose` for the devices of the mesh."""
+    dtype = jnp.dtype(config.training.compute_dtype)
+    return attention.choose(config.training.attention, mesh.devices.flat[0].platform, decoder.head_dim, dtype)
+
+
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
     """The static settings of the step on `data`."""
     rows = group_rows(config, mesh)
@@ -94,6 +103,7 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
         accumulation=config.training.accumulation,
         compute_dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
+        attention=attention_kernel(config, decoder, mesh).kernel,
     )
 
 

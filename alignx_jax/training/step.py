@@ -14,6 +14,7 @@ from flax import nnx
 from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import ObjectiveConfig, OptimizerConfig
+from alignx_jax.models import attention
 from alignx_jax.objectives import contrastive, language_matching, next_token, pooling
 from alignx_jax.training import optimizer
 from alignx_jax.training.state import AlignX, Params, TrainState
@@ -40,6 +41,7 @@ class Recipe:
     accumulation: int
     compute_dtype: jnp.dtype
     remat: str
+    attention: attention.Kernel = "xla"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -102,6 +104,7 @@ def loss_sums(model: AlignX, batch: Batch, probe: jax.Array, recipe: Recipe) -> 
         batch.segments,
         compute_dtype=recipe.compute_dtype,
         remat=recipe.remat,
+        kernel=recipe.attention,
         pool_RxKxT=pool_RxKxT,
         pooled_layers=recipe.taps,
     )
