@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from alignx_jax import chips, hlo, sharding
+from alignx_jax import chips, hlo, hlo_cost, sharding
 from alignx_jax.config import Config, OptimizerConfig, TrainingConfig, UserError
 from alignx_jax.data import packing
 from alignx_jax.models import families
@@ -195,7 +195,7 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
     capacity = on.capacity(mesh.size)
     if isinstance(compiled, str):
         return Plan(settings, False, compiled, seconds, capacity)
-    memory, cost = compiled.memory_analysis(), hlo.Module(compiled.as_text()).cost()
+    memory, cost = compiled.memory_analysis(), hlo_cost.cost(hlo.Module(compiled.as_text()))
     flops = [model_flops(decoder, training.rows, data.row_length, causal=c) / mesh.size for c in (True, False)]
     sent, limits, mfu = cost.sent(), {}, None
     if chip := on.chip:
@@ -254,7 +254,7 @@ def compile_step(
     return compiled, state_bytes, time.monotonic() - start
 
 
-def _caveats(cost: hlo.Cost, on: Machine) -> list[str]:
+def _caveats(cost: hlo_cost.Cost, on: Machine) -> list[str]:
     found = []
     if cost.kernels_without_estimate:
         found.append(f"{cost.kernels_without_estimate} kernels carry no figures; their FLOPs are not counted")
