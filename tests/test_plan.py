@@ -262,7 +262,9 @@ def test_a_step_for_a_v5e(v5e, compiled):
     found = plan.measure(settings(), DECODER, v5e)
     assert found.fits and 0 < found.total_bytes < found.capacity
     assert found.aliased_bytes >= found.state_bytes, "updated in place; a TPU pads arrays to its tiles"
-    assert found.compiled_flops == pytest.approx(hlo_cost.cost(compiled[1]).flops, rel=0.01)
+    # Splash attention's backward kernel forms the logits once more than the written-out form, which shares them.
+    logits = DECODER.num_layers * ROWS / 8 * 2 * LENGTH**2 * DECODER.head_dim * DECODER.num_heads
+    assert found.compiled_flops == pytest.approx(hlo_cost.cost(compiled[1]).flops + logits, rel=1e-3)
     assert found.bound and found.step_seconds == max(found.seconds.values()) and 0 < found.mfu < 1
     assert set(found.sent_bytes) >= {"all-gather", "all-to-all"}
     assert plan_table.of_one(found, v5e).row_count > 10
