@@ -44,15 +44,16 @@ def of_one(plan: Plan, on: Machine) -> Table:
 def of_search(plans: Sequence[Plan]) -> Table:
     """One line a plan, in the order in which they were tried."""
     table = Table(title="search", title_justify="left")
-    for name in (*plans[0].settings, "memory, GiB", "step at best, s", "MFU at most"):
-        table.add_column(name.replace("_", " "), justify="right")
+    varied = {"mesh": "mesh", "accumulation": "micro-batches", "remat": "remat", "moment_dtype": "moment"}
+    for name in (*varied.values(), "GiB", "best, s", "MFU"):
+        table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         results = ("does not fit", "", "")
         if not plan.refusal:
             step = f"{plan.step_seconds:.3f}" if plan.seconds else ""
             mfu = f"{plan.mfu:.0%}" if plan.seconds else ""
-            results = (f"{plan.total_bytes / _GIB:.2f}" + ("" if plan.fits else ", does not fit"), step, mfu)
-        table.add_row(*map(str, plan.settings.values()), *results)
+            results = (f"{plan.total_bytes / _GIB:.2f}" if plan.fits else "does not fit", step, mfu)
+        table.add_row(*(str(plan.settings[name]) for name in varied), *results)
     return table
 
 

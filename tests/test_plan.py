@@ -2,14 +2,17 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import pathlib
+import re
 import typing
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import run
 from alignx_jax import config as configs
@@ -217,6 +220,14 @@ def test_search_keeps_to_its_compilations_and_may_find_nothing():
     tried = []
     found = plan.search(config, chains, lambda c: tried.append(c) or a_plan(c, False), lambda *progress: None)
     assert len(tried) == 5 and plan.fastest(found) is None
+
+
+def test_the_table_of_a_search_shows_all_that_varies():
+    plans = [a_plan(settings("4x2", accumulation=2, remat="none"), True, 0.5), a_plan(settings("8x1"), False)]
+    console = Console(width=80, file=io.StringIO())
+    console.print(plan_table.of_search(plans))
+    rows = [re.sub(r"[│\s]+", " ", line).strip() for line in console.file.getvalue().splitlines() if "│" in line]
+    assert rows == ["4x2 2 none float32 0.00 0.500 50%", "8x1 1 block float32 does not fit"]
 
 
 def test_flags_of_a_plan_are_flags_of_the_program():
