@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from alignx_jax import config as configs
-from alignx_jax import sharding
+from alignx_jax import plan as planning
+from alignx_jax import plan_table, sharding
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
@@ -150,6 +151,8 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
         "devices", f"{session.mesh.size} x {session.mesh.devices.flat[0].device_kind}, mesh {_axes(session.mesh)}"
     )
     loop.check(session.config, source, session.mesh)
+    choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
+    session.line("attention", f"{choice.kernel}: {choice.reason}")
     data = session.data(stage, source)
     config = dataclasses.replace(session.config, stage=stage, model=start)
     result = loop.train(
@@ -267,6 +270,35 @@ def export(session: Session) -> None:
     session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
 
 
+def plan(session: Session, on: planning.Machine) -> None:
+    """The step compiled for a machine that need not be there; plan.json in the run's folder."""
+    config = session.config
+    source = session.source(config.model or config.plan.shapes or "sample")
+    session.console.rule("plan", align="left")
+    session.show_source(source)
+    decoder = source.decoder_config()
+    loop.check(config, source, session.mesh)
+    choice = loop.attention_kernel(config, decoder, session.mesh)
+    session.line("attention", f"{choice.kernel}: {choice.reason}")
+    with session.console.status("compiling"):
+        plans = [planning.measure(config, decoder, on)]
+    session.console.print(plan_table.of_one(plans[0], on))
+    if config.plan.search:
+        candidates = planning.chains(config, decoder)
+        with session.bars() as advance:
+            plans += planning.search(config, candidates, lambda c: planning.measure(c, decoder, on), advance)
+        session.console.print(plan_table.of_search(plans))
+        best = planning.fastest(plans)
+        text = f"of {len(plans)} compiled: {planning.flags(best.settings)}" if best else "none of these fits"
+        session.line("fastest", text)
+    session.run.mkdir(parents=True, exist_ok=True)
+    path = session.run / "plan.json"
+    command = f"python run.py {shlex.join(session.arguments)}"
+    results = {"command": command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    session.line("results", str(path))
+
+
 def everything(session: Session) -> None:
     """The whole demonstration: every stage, and a control run without the two losses of AlignX."""
     config = session.config
@@ -294,6 +326,10 @@ def main(arguments: list[str]) -> None:
     console = Console(stderr=False)
     try:
         config = parse(arguments)
+        if config.stage == "plan":
+            on = planning.machine(config)
+            plan(Session(config, on.mesh(config.mesh), console, arguments), on)
+            return
         sharding.prepare_devices(config.mesh)
         cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-Stage = Literal["prepare", "1", "2", "evaluate", "export", "all"]
+Stage = Literal["prepare", "1", "2", "evaluate", "export", "plan", "all"]
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -145,6 +145,9 @@ class OptimizerConfig:
     """Decoupled weight decay, on all parameters as published."""
     clip_norm: _Positive = 1.0
     """Largest global norm of the accumulated gradient."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the gradient's running mean is kept: bfloat16 saves 2 bytes a parameter. That of its square, whose
+    changes are too small for bfloat16, is float32 always."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,11 @@ class TrainingConfig:
     """Optimizer steps, instead of `epochs`."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of activations and matrix products; master weights, moments and sums are float32."""
-    remat: Literal["none", "attention", "block"] = "block"
-    """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes attention: a fused kernel, splash on TPU or cudnn on GPU, or xla anywhere; auto: what it can."""
+    remat: Literal["none", "attention", "block", "offload"] = "block"
+    """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input,
+    which `offload` keeps in the host's memory."""
     validate_every: _Count = 200
     """Steps between validations (and at the end)."""
     save_every: _Count = 200
@@ -251,6 +257,20 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """The compiled step of stage 1 on machines that need not be there: docs/plan.md."""
+
+    __pydantic_config__ = _STRICT
+
+    shapes: str | None = None
+    """Folder with the config.json of the model planned for where `model` is unset; no weights are read."""
+    search: bool = False
+    """Also try other meshes, micro-batches, remat policies and moment types, and name the fastest that fits."""
+    compilations: _Count = 12
+    """Most compilations of a search; each takes from seconds to minutes."""
+
+
+@dataclass(frozen=True)
 class Config:
     """AlignX: align the languages of a decoder LLM in its middle layers (stage 1), fine-tune (stage 2), export it."""
 
@@ -260,6 +280,9 @@ class Config:
     """Part of the pipeline to run; `all`: prepare, 1, 2, evaluate and export, and a control run to compare with."""
     mesh: str = "1x1"
     """Devices as data (FSDP) x model (tensor), or replicas x data x model."""
+    topology: str | None = None
+    """Machine that `plan` compiles for: a TPU slice such as v5e:2x4, v5p:4x4x8 or v6e:2x4; `cpu`, this host; or GPUs on
+    paper, such as h100:8."""
     run: _Path = "runs/default"
     """Folder of this run; each stage writes its own folder inside."""
     model: str | None = None
@@ -275,6 +298,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
+    plan: PlanConfig = PlanConfig()
 
 
 def to_json(config: Config) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignx_jax.config import UserError
@@ -72,34 +72,50 @@ def prepare_devices(spec: str) -> None:
         return  # devices exist already; `make_mesh` says so if they are too few
 
 
-def make_mesh(spec: str) -> Mesh:
+def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh "DxM" with axes (data, model) or "RxDxM" with axes (replica, data, model).
+
+    Args:
+      devices: those of a machine that is not attached; unset: all there are.
 
     Raises:
       UserError: `spec` is no mesh, or there are fewer devices than it asks for.
     """
     shape = _shape(spec)
-    devices, wanted = jax.devices(), math.prod(shape)
+    devices, wanted = devices or jax.devices(), math.prod(shape)
     if len(devices) < wanted:
         raise UserError(
             f"--mesh={spec} asks for {wanted} devices, but there are {len(devices)} ({devices[0].device_kind}); "
             f"give a mesh of at most {len(devices)}"
         )
-    names = ("replica", "data", "model")[-len(shape) :]
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:wanted])
+    return jax.make_mesh(shape, _names_of(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices[:wanted])
 
 
-def row_axes(mesh: Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
+def abstract_mesh(spec: str) -> AbstractMesh:
+    """The shape of `make_mesh(spec)`, with no devices.
+
+    Raises:
+      UserError: `spec` is no mesh.
+    """
+    shape = _shape(spec)
+    return AbstractMesh(shape, _names_of(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _names_of(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return ("replica", "data", "model")[-len(shape) :]
+
+
+def row_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The axes that rows of a batch are sharded over."""
     return tuple(a for a in ("replica", "data") if a in mesh.shape)
 
 
-def data_shards(mesh: Mesh) -> int:
+def data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of groups that the rows of a batch are split into."""
     return math.prod(mesh.shape[a] for a in row_axes(mesh))
 
 
-def batch_spec(mesh: Mesh | jax.sharding.AbstractMesh) -> P:
+def batch_spec(mesh: Mesh | AbstractMesh) -> P:
     """Of an array with leading rows [R,...]."""
     return P(row_axes(mesh))
 
@@ -107,6 +123,11 @@ def batch_spec(mesh: Mesh | jax.sharding.AbstractMesh) -> P:
 def place_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """This process's rows [R/processes,...] onto its devices, as the global array [R,...]."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(mesh)), x)
+
+
+def rows_like(x: np.ndarray, rows: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """What `place_rows` makes of `rows` rows such as `x` [...], without the rows."""
+    return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=NamedSharding(mesh, batch_spec(mesh)))
 
 
 def on_each_device(function, mesh: Mesh):
@@ -170,6 +191,17 @@ def map_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if mesh.empty else jax.shard_map(function, in_specs=batch_spec(mesh), out_specs=batch_spec(mesh))
 
 
+def map_heads(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` of q [R,T,H,h], k and v [R,T,K,h], segments [R,T]: every device applies it to its own rows and heads.
+
+    For kernels, which the compiler cannot partition. Groups of heads stay together: "model" divides K (`check`).
+    """
+    rows = row_axes(jax.sharding.get_abstract_mesh())
+    heads = P(rows, None, "model", None)
+    # The kernels do not say which axes their results vary over.
+    return jax.shard_map(function, in_specs=(heads, heads, heads, P(rows)), out_specs=heads, check_vma=False)
+
+
 def constrain_micro_batches(x: jax.Array) -> jax.Array:
     """Fixes the sharding of [A,R,...]: the rows of every micro-batch over all devices."""
     return constrain(x, None, "rows")
@@ -201,7 +233,9 @@ def _names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
     return tuple(entry.key for entry in path)
 
 
-def check(decoder: DecoderConfig, mesh: Mesh, rows: int, accumulation: int = 1, flag: str = "training.rows") -> None:
+def check(
+    decoder: DecoderConfig, mesh: Mesh | AbstractMesh, rows: int, accumulation: int = 1, flag: str = "training.rows"
+) -> None:
     """Whether a model, and steps of `rows` rows in `accumulation` micro-batches, can be laid out on a mesh.
 
     Raises:

@@ -17,10 +17,11 @@ in data/opus100, as Moses pairs (opus.de-en-train.de, opus.de-en-train.en) or TS
 English column), and Bactrian-X in data/bactrian_x (de.json).
 """
 
-from alignx_jax.config import Config, DataConfig
+from alignx_jax.config import Config, DataConfig, PlanConfig
 
 config = Config(
     run="runs/llama2_7b_opus100",
     mesh="8x1",
     data=DataConfig(parallel=("data/opus100",), instructions=("data/bactrian_x",)),
+    plan=PlanConfig(shapes="configs/shapes/llama2_7b"),
 )

@@ -9,11 +9,12 @@ activations. It has not been run at this size. What to expect, which data to pro
 llama2_7b_opus100.py. Llama 3 needs fewer tokens for a sentence, so 24 rows hold about 128 examples of 95 tokens.
 """
 
-from alignx_jax.config import Config, DataConfig, TrainingConfig
+from alignx_jax.config import Config, DataConfig, PlanConfig, TrainingConfig
 
 config = Config(
     run="runs/llama3_8b_opus100",
     mesh="8x1",
     data=DataConfig(parallel=("data/opus100",), instructions=("data/bactrian_x",)),
     training=TrainingConfig(rows=24),
+    plan=PlanConfig(shapes="configs/shapes/llama3_8b"),
 )

@@ -1,4 +1,8 @@
-"""Test settings: 8 simulated devices, strict rank promotion; the reference arrays and the real data where they are."""
+"""Test settings: 8 simulated devices, strict rank promotion; the reference arrays and the real data where they are.
+
+`ALIGNX_TEST_PLATFORMS=cpu,cuda` (or `cpu,tpu`) gives an accelerator to the tests that ask for one; the others stay on
+the CPU.
+"""
 
 import os
 import pathlib
@@ -7,7 +11,7 @@ import jax
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

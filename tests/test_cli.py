@@ -118,6 +118,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         (["--training.accumulation=8"], ["8 micro-batches", "a multiple of 16"]),
         (["--objective.negatives=step"], ["--objective.negatives=step", "--training.accumulation=1", "give global"]),
         (["--mesh=1x4"], ["model axis of 4", "2 key/value heads", "work: 1, 2"]),
+        (["--training.attention=cudnn"], ["--training.attention=cudnn", "does not run on a CPU", "give auto or xla"]),
         (["--mesh=16x1"], ["--mesh=16x1", "there are 8", "at most 8"]),
         (["--mesh=eight"], ["--mesh=eight", "such as 8x1"]),
         (["--mesh=0x1"], ["--mesh=0x1", "such as 8x1"]),

@@ -57,6 +57,15 @@ def test_what_is_no_mesh(spec):
             function(spec)
 
 
+@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2"])
+def test_a_mesh_and_rows_without_devices_are_those_with(spec):
+    mesh, abstract = sharding.make_mesh(spec), sharding.abstract_mesh(spec)
+    assert (abstract.shape, abstract.axis_types) == (mesh.shape, mesh.axis_types)
+    row = np.zeros((5, 2), np.int16)
+    like, placed = sharding.rows_like(row, 8, mesh), sharding.place_rows(np.stack([row] * 8), mesh)
+    assert (like.shape, like.dtype, like.sharding) == (placed.shape, placed.dtype, placed.sharding)
+
+
 def test_too_few_devices():
     message = r"--mesh=3x3 asks for 9 devices, but there are 8 \(cpu\); give a mesh of at most 8"
     with pytest.raises(UserError, match=message):

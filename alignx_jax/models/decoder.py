@@ -19,10 +19,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from alignx_jax import sharding
+from alignx_jax.models import attention
 from alignx_jax.models.families import DecoderConfig, Rope
 
-_MIN_QUERY_BLOCK, _MAX_QUERY_BLOCKS = 128, 16  # of attention, which is unrolled over them
-_ATTENTION = "attention"  # the name under which its output can be kept
+Remat = Literal["none", "attention", "block", "offload"]
+_BLOCK_INPUT = "block_input"  # the name of what `remat="offload"` moves to the host
 
 
 @jax.tree_util.register_dataclass
@@ -73,45 +74,6 @@ def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
     return turned.astype(x_RxTxHxh.dtype)
 
 
-def attention(q_RxTxHxh: jax.Array, k_RxSxKxh: jax.Array, v_RxSxKxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
-    """Causal, [R,T,H,h]: no query sees a later key, whatever the mask says.
-
-    Block after block of queries, each against the keys up to its end, so that of a long row nearly half of the products
-    are never formed; the backward pass forms a block's again, so that [T,S] is never kept.
-    """
-    rows, length, heads, size = q_RxTxHxh.shape
-    kv_heads = k_RxSxKxh.shape[2]
-    q_RxKxGxTxh = jnp.moveaxis(q_RxTxHxh.reshape(rows, length, kv_heads, heads // kv_heads, size), 1, 3)
-    k_RxKxSxh, v_RxKxSxh = jnp.moveaxis(k_RxSxKxh, 1, 2), jnp.moveaxis(v_RxSxKxh, 1, 2)
-    block = max(_MIN_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
-    outputs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        outputs.append(
-            attend(
-                q_RxKxGxTxh[:, :, :, start:end],
-                k_RxKxSxh[:, :, :end],
-                v_RxKxSxh[:, :, :end],
-                mask_RxTxS[:, start:end, :end],
-            )
-        )
-    output_RxKxGxTxh = jnp.concatenate(outputs, axis=3)
-    return jnp.moveaxis(output_RxKxGxTxh, 3, 1).reshape(rows, length, heads, size)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def attend(q_RxKxGxTxh: jax.Array, k_RxKxSxh: jax.Array, v_RxKxSxh: jax.Array, mask_RxTxS: jax.Array) -> jax.Array:
-    """What each query makes of the values whose keys its mask shows it, [R,K,G,T,h]; a key serves the G heads of its
-    group. Not `jax.nn.dot_product_attention`: that takes its softmax in float32 even of float64 logits.
-    """
-    high = _high(q_RxKxGxTxh.dtype)
-    logits_RxKxGxTxS = jnp.einsum("rkgth,rksh->rkgts", q_RxKxGxTxh, k_RxKxSxh, preferred_element_type=high)
-    logits_RxKxGxTxS *= q_RxKxGxTxh.shape[-1] ** -0.5
-    logits_RxKxGxTxS = jnp.where(mask_RxTxS[:, None, None], logits_RxKxGxTxS, jnp.finfo(high).min)
-    probabilities = jax.nn.softmax(logits_RxKxGxTxS, axis=-1).astype(v_RxKxSxh.dtype)
-    return jnp.einsum("rkgts,rksh->rkgth", probabilities, v_RxKxSxh)
-
-
 def _linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
     """A product in the dtype of x, which the master weights are cast to."""
     y = _product(equation, x, weight[...].astype(x.dtype))
@@ -145,6 +107,20 @@ _product.defvjp(_product_forward, _product_backward)
 
 def _normal(config: DecoderConfig, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return config.initializer_range * jax.random.normal(rngs.params(), shape, dtype)
+
+
+def _policy(remat: Remat, kernel: attention.Kernel) -> Callable[..., Any]:
+    """What `jax.checkpoint` keeps of a layer besides its input."""
+    if remat == "attention":
+        return attention.kept(kernel)
+    if remat == "offload":
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=(),
+            names_which_can_be_offloaded=(_BLOCK_INPUT,),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return jax.checkpoint_policies.nothing_saveable
 
 
 class Blocks(nnx.Module):
@@ -186,7 +162,7 @@ class Blocks(nnx.Module):
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
             q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
             mixed_RxTxHxh, kept = mix(q, k, v)
-            mixed_RxTxHxh = sharding.constrain(checkpoint_name(mixed_RxTxHxh, _ATTENTION), "rows", None, "model", None)
+            mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
             y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
         with jax.named_scope("mlp"):
@@ -242,7 +218,8 @@ class Decoder(nnx.Module):
         segments_RxT: jax.Array,
         *,
         compute_dtype: jnp.dtype,
-        remat: Literal["none", "attention", "block"],
+        remat: Remat,
+        kernel: attention.Kernel = "xla",
         pool_RxKxT: jax.Array | None = None,
         pooled_layers: tuple[int, ...] = (),
     ) -> DecoderOutput:
@@ -257,7 +234,9 @@ class Decoder(nnx.Module):
           segments_RxT: int32; 0 is padding, a segment of its own.
           compute_dtype: of activations and products; norms, rotary angles, softmax and pools are float32 at least.
           remat: what the backward pass computes again of each layer: "block" everything from the layer's input,
-            "attention" everything but attention's output, which is kept too, "none" nothing but attention's logits.
+            "attention" everything but attention's output, which is kept too, "none" nothing but attention's logits;
+            "offload" is "block" with the inputs in the host's memory.
+          kernel: of attention; `attention.choose` says which.
           pool_RxKxT: weights of the pools; pooled[k] = sum over t of pool[k,t] h[t].
           pooled_layers: distinct numbers of hidden states, 0 (embeddings) to L: l is the residual stream after l
             layers, L is after the final norm.
@@ -278,23 +257,16 @@ class Decoder(nnx.Module):
             return pooled_PxRxKxD.at[index].set(sharding.constrain(pooled_RxKxD, "rows"))
 
         cos_and_sin_2xRxTxf = self.rotations(positions_RxT, compute_dtype)
-        order_T = jnp.arange(tokens_RxT.shape[1])
-        mask_RxTxS = segments_RxT[:, :, None] == segments_RxT[:, None, :]
-        mask_RxTxS &= (order_T[:, None] >= order_T[None, :])[None]
         graph, stacked = nnx.split(self.layers)
 
-        def mix(q_RxTxHxh: jax.Array, k_RxTxKxh: jax.Array, v_RxTxKxh: jax.Array) -> tuple[jax.Array, None]:
-            return attention(q_RxTxHxh, k_RxTxKxh, v_RxTxKxh, mask_RxTxS), None
+        mix = attention.over(segments_RxT, kernel)
 
         def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
-            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, mix)[0]
+            x_RxTxD = checkpoint_name(x_RxTxD, _BLOCK_INPUT)
+            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, lambda q, k, v: (mix(q, k, v), None))[0]
 
-        if remat != "none":
-            names = (_ATTENTION,) if remat == "attention" else ()
-            kept = jax.checkpoint_policies.save_only_these_names(*names)
-            block = jax.checkpoint(
-                block, prevent_cse=False, policy=kept
-            )  # a scan's body shares nothing with its backward
+        if remat != "none":  # a scan's body shares nothing with its backward
+            block = jax.checkpoint(block, prevent_cse=False, policy=_policy(remat, kernel))
 
         # Checkpointed, or the backward pass would keep a copy of the pools for each layer.
         @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -22,7 +22,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import sharding
-from alignx_jax.models.decoder import Decoder, attend, attention
+from alignx_jax.models.attention import attend, attention
+from alignx_jax.models.decoder import Decoder
 
 _MIN_PROMPT = 32  # slots; longer prompts get a power of two, so that few programs are compiled
 _NONE = -1  # in the place of a token that is not there

@@ -18,6 +18,7 @@ from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
+from alignx_jax.models import attention
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import DecoderConfig
 from alignx_jax.training import metrics, optimizer, progress, runs, state
@@ -33,8 +34,8 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     """Refuses what cannot work, before data is prepared and anything is compiled.
 
     Raises:
-      UserError: the mesh does not divide the model or the batch, a layer is not in the model, or negatives are asked of
-        micro-batches that a step does not have.
+      UserError: the mesh does not divide the model or the batch, a layer is not in the model, negatives are asked of
+        micro-batches that a step does not have, or the kernel that is asked for cannot compute attention there.
     """
     if config.objective.negatives == "step" and config.training.accumulation == 1 and config.stage != "2":
         raise UserError(
@@ -44,6 +45,7 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
     align_layer(config, source.decoder_config())
     matching_layer(config, source.decoder_config())
+    attention_kernel(config, source.decoder_config(), mesh)
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
@@ -71,23 +73,67 @@ def _layer(loss: str, layer: int | None, default: int, decoder: DecoderConfig) -
     return layer
 
 
+def group_rows(config: Config, mesh: Mesh) -> int:
+    """Rows of one device's group whose pairs meet: of one micro-batch, or of the step."""
+    rows = config.training.rows // sharding.data_shards(mesh)
+    return rows if config.objective.negatives == "step" else rows // config.training.accumulation
+
+
+def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> attention.Choice:
+    """How a stage computes attention, and why so: `attention.choose` for the devices of the mesh."""
+    dtype = jnp.dtype(config.training.compute_dtype)
+    return attention.choose(config.training.attention, mesh.devices.flat[0].platform, decoder.head_dim, dtype)
+
+
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
-    """The static settings of the step."""
-    groups = sharding.data_shards(mesh)
-    rows = config.training.rows // groups
-    if config.objective.negatives != "step":
-        rows //= config.training.accumulation
+    """The static settings of the step on `data`."""
+    rows = group_rows(config, mesh)
+    most = max(data.train.most_examples(rows), data.validation.most_examples(rows))
+    return recipe_for(config, decoder, mesh, pairs=data.pairs, group_pairs=most)
+
+
+def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: bool, group_pairs: int) -> steps.Recipe:
+    """The static settings of the step.
+
+    Args:
+      pairs: whether batches hold pairs (stage 1).
+      group_pairs: most pairs in any `group_rows` rows.
+    """
     return steps.Recipe(
         objective=config.objective,
         contrastive_layer=align_layer(config, decoder),
         matching_layer=matching_layer(config, decoder),
-        pairs=data.pairs,
-        groups=groups,
-        group_pairs=max(data.train.most_examples(rows), data.validation.most_examples(rows)),
+        pairs=pairs,
+        groups=sharding.data_shards(mesh),
+        group_pairs=group_pairs,
         accumulation=config.training.accumulation,
         compute_dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
+        attention=attention_kernel(config, decoder, mesh).kernel,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one stage compiles; shapes only, no weights."""
+
+    graph: nnx.GraphDef
+    like: state.TrainState
+    """Shapes, types and shardings of the state."""
+    train_step: jax.stages.Wrapped
+
+
+def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh, last: int) -> Step:
+    """The step that trains, of a run of `last` steps. What is compiled ahead of time is this same function."""
+    tx = optimizer.adamw(config.optimizer, last)
+    graph, shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder))))
+    like = state.abstract(shapes, tx, mesh)
+    return Step(graph, like, steps.compiled_for(like, config=config.optimizer, steps=last, graph=graph, recipe=plan))
+
+
+def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX:
+    width = config.objective.language_matching.width if "language_matching" in plan.weights else None
+    return state.build(decoder, width, seed=config.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,22 +213,18 @@ class _Stage:
 
     def start(self, source: runs.Source, decoder: Decoder | None) -> None:
         """Restores the newest checkpoint, or begins with the decoder (loaded if it is not yet) and validates it."""
-        tx = optimizer.adamw(self.config.optimizer, self.last)
-        width = self.config.objective.language_matching.width if "language_matching" in self.plan.weights else None
-        build = functools.partial(state.build, classifier_width=width, seed=self.config.seed)
-        graph, shapes = state.split(nnx.eval_shape(lambda: build(runs.random_decoder(source.decoder_config()))))
-        like = state.abstract(shapes, tx, self.mesh)
-        static = {"graph": graph, "recipe": self.plan}
-        self.train_step = steps.compiled_for(like, config=self.config.optimizer, steps=self.last, **static)
-        self.validation_sums = jax.jit(functools.partial(steps.validation_sums, **static))
+        step = build_step(self.config, self.plan, source.decoder_config(), self.mesh, self.last)
+        self.train_step = step.train_step
+        self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=self.plan))
         self.first = self.checkpoints.latest or 0
         self.log = metrics.MetricsLog(self.folder, self.first)
         if self.first:
-            self.state = self.checkpoints.restore(self.first, like)
+            self.state = self.checkpoints.restore(self.first, step.like)
             self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}", soft_wrap=True)
         else:
             decoder = decoder or source.load(self.mesh)
-            self.state = state.create(state.split(build(decoder))[1], tx, self.mesh)
+            tx = optimizer.adamw(self.config.optimizer, self.last)
+            self.state = state.create(state.split(_build(self.config, self.plan, decoder))[1], tx, self.mesh)
             if not metrics.read(self.folder, "validation"):
                 self.validate(0)
 

@@ -25,13 +25,30 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW on all parameters, norms and biases included, as published."""
-    return optax.adamw(
+    tx = optax.adamw(
         schedule(config, steps),
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
     )
+    return tx if config.moment_dtype == "float32" else _first_moment_in(jnp.dtype(config.moment_dtype), tx)
+
+
+def _first_moment_in(dtype: jnp.dtype, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with the running mean of the gradient kept in `dtype` between updates, which compute with it in float32.
+
+    Not `mu_dtype` of optax: that multiplies in `dtype`, where a decay of 0.9 is 0.8984 and means come out 1.5% small.
+    """
+
+    def cast(state: optax.OptState, to: jnp.dtype) -> optax.OptState:
+        return optax.tree.set(state, mu=optax.tree.cast(optax.tree.get(state, "mu"), to))
+
+    def update(gradients, state, params=None):
+        updates, state = tx.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
 def clip(gradients, norm: jax.Array, limit: float):

@@ -15,6 +15,7 @@ from flax import nnx
 from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import ObjectiveConfig, OptimizerConfig
+from alignx_jax.models import attention
 from alignx_jax.objectives import contrastive, language_matching, next_token, pooling
 from alignx_jax.training import optimizer
 from alignx_jax.training.state import AlignX, Params, TrainState
@@ -43,6 +44,7 @@ class Recipe:
     accumulation: int
     compute_dtype: jnp.dtype
     remat: str
+    attention: attention.Kernel = "xla"
 
     @property
     def weights(self) -> dict[str, float]:
@@ -117,6 +119,7 @@ def forward(model: AlignX, batch: Batch, recipe: Recipe) -> tuple[jax.Array, jax
         batch.segments,
         compute_dtype=recipe.compute_dtype,
         remat=recipe.remat,
+        kernel=recipe.attention,
         pool_RxKxT=pool_RxKxT,
         pooled_layers=recipe.taps,
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline, prompts, tokenizer
-from benchmarks.study import arms, base
+from benchmarks.study import arms, base, measure, tables
 
 CODES = ("de", "ru", "zh")
 
@@ -52,7 +52,26 @@ def data(tmp_path_factory) -> pathlib.Path:
     answers.append({"instruction": "?", "input": "", "output": "1912", "kind": "extractive_qa"})
     for code in ("en", *CODES):
         _write(folder / f"instruct/{code}.train.jsonl.gz", answers)
+    _write_tests(folder, {code: of[:12] for code, of in sentences.items() if code in ("en", *CODES)})
     return folder
+
+
+def _write_tests(folder: pathlib.Path, sentences: dict[str, list[str]]) -> None:
+    """What the study measures on, of the same sentences; XNLI lacks one of the languages."""
+    lines = [dict(zip(sentences, of, strict=True)) for of in zip(*sentences.values(), strict=True)]
+    for name in ("flores200/devtest", "ntrex128/newstest2019"):
+        _write(folder / f"eval/{name}.jsonl.gz", [{"text": line} for line in lines])
+    xnli = [{code: text for code, text in line.items() if code != CODES[1]} for line in lines]
+    _write(folder / "train_parallel/multiway/xnli.jsonl.gz", [{"split": "test", "text": of} for of in xnli])
+    pairs = [(code, line[code], line["en"]) for code in CODES for line in lines]
+    tatoeba = [{"lang": measure.TATOEBA[code], "src": text, "eng": english} for code, text, english in pairs]
+    _write(folder / "eval/tatoeba/tatoeba_v1_test.jsonl.gz", tatoeba)
+    for code in CODES:
+        of = [{"src": text, "tgt": english} for theirs, text, english in pairs if theirs == code]
+        _write(folder / f"train_parallel/pairs/{code}-en.test.jsonl.gz", of)
+    for code in ("en", "zh"):
+        item = {"premise": "A", "choice1": "B", "choice2": "C", "question": "cause", "label": 0, "lang": code}
+        _write(folder / f"eval/xcopa/{code}.test.jsonl.gz", [item | {"idx": n} for n in range(2)])
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +169,7 @@ def test_an_arm_differs_in_what_it_says_alone(arm):
 
 
 @pytest.mark.slow
-def test_both_scripts_from_data_to_done(data, tmp_path, monkeypatch):
+def test_every_script_from_data_to_tables(data, tmp_path, monkeypatch):
     small = {"vocabulary": 900, "hidden_size": 32, "layers": 4, "heads": 2, "rows": 4, "steps": 3}
     options = base.Options(tmp_path / "base", data, **small)
     base.main(options)
@@ -171,3 +190,20 @@ def test_both_scripts_from_data_to_done(data, tmp_path, monkeypatch):
         assert next_token[stage]["tokens"] == alignx[stage]["tokens"] > 1000
     assert "contrastive" in alignx["stage1"]["after"] and "contrastive" not in next_token["stage1"]["after"]
     assert arms.run("again", {}, Console(), tmp_path / "runs/alignx/0") == alignx
+
+    monkeypatch.setattr(measure, "CODES", ("en", *CODES))
+    measure.main(measure.Options(tmp_path / "base/model", tmp_path / "runs", data))
+    results = tables.collect(tables.Options(tmp_path / "runs", tmp_path / "base/model"))
+    assert set(results["arms"]) == set(study.arms)
+    scores = results["arms"]["alignx"]["0"]["stage2"]["chrF++"]
+    assert len(scores) == 6 + 2 and {"en-ru", "ru-en"} < set(scores)  # of XNLI's three languages, and Russian apart
+    page = tmp_path / "evidence.md"
+    page.write_text(
+        "\n".join(f"<!-- table: {n} -->\n<!-- end: {n} -->" for n in tables.tables(results)), encoding="utf-8"
+    )
+    monkeypatch.setattr(tables, "PAGE", page)
+    monkeypatch.setattr(tables, "IMAGES", tmp_path)
+    tables.write(results)
+    tables.write(results)  # what was there is replaced
+    assert page.read_text(encoding="utf-8").count("| retrieval, Tatoeba |") == 2
+    assert (tmp_path / "align_then_diverge.png").stat().st_size > 10_000

@@ -7,20 +7,13 @@ import pytest
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
-from alignx_jax.data import prompts, tokenizer
+from alignx_jax.data import prompts
 from alignx_jax.evaluation import alignment
-from alignx_jax.training import runs
 
 ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He is at school.", "Yes"]
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja"]
 CHINESE = ["狗在睡觉。", "老师今天早上买了一本红色的书。", "他在学校。", "是"]
 SENTENCES = {"de": GERMAN, "en": ENGLISH, "zh": CHINESE}
-
-
-@pytest.fixture(scope="module")
-def sample():
-    source = runs.find("sample")
-    return source, tokenizer.load(source.huggingface)
 
 
 @pytest.fixture(scope="module")

@@ -14,23 +14,15 @@ import transformers
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
-from alignx_jax.data import tokenizer
 from alignx_jax.evaluation import scoring
 from alignx_jax.evaluation.scoring import Item
 from alignx_jax.models import huggingface
-from alignx_jax.training import runs
 from tests.models import llamas
 
 OPTIONS = {"rows": 4, "row_length": 48, "dtype": jnp.float32}
 ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He is at school.", "The cat eats fish."]
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute ein rotes Buch gekauft.", "Er ist in der Schule.", "Sie ist da."]
 CHINESE = ["狗在睡觉。", "老师今天早上买了一本红色的书。", "他在学校。", "猫在吃鱼。"]
-
-
-@pytest.fixture(scope="module")
-def sample():
-    source = runs.find("sample")
-    return source, tokenizer.load(source.huggingface)
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,10 @@ from alignx_jax.config import TranslationConfig, UserError
 from alignx_jax.data import pipeline, prompts, spans, tokenizer
 from alignx_jax.evaluation import translation
 from alignx_jax.models import generation
-from alignx_jax.training import runs
 from tests.data.scripts import sentences
 
 SPACE = prompts.Template("{instruction} {input} => ", "{instruction} => ", "Into {target_language}:")  # ends in one
 TEMPLATES = {"alpaca": prompts.load("alpaca"), "sample": prompts.load("sample"), "space": SPACE}
-
-
-@pytest.fixture(scope="module")
-def sample():
-    source = runs.find("sample")
-    return source, tokenizer.load(source.huggingface)
 
 
 @pytest.fixture(scope="module", params=["sample", "llama2", "deepseek_r1"])

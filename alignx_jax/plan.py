@@ -1,0 +1,343 @@
+"""The training step compiled for a machine that is not there: does it fit, what does it move, how fast could it be?
+
+What is compiled is the function that trains (`training.loop.build_step`), for the devices of a TPU topology through
+libtpu's compiler, or for the simulated devices of this host. No weights are read: a config.json gives the shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import time
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from alignx_jax import chips, hlo, hlo_cost, sharding
+from alignx_jax.config import Config, OptimizerConfig, TrainingConfig, UserError
+from alignx_jax.data import packing
+from alignx_jax.models import families
+from alignx_jax.training import loop
+
+_STEPS = 1000  # of the schedule where the configuration gives none; only a constant of the program
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a step is compiled for."""
+
+    topology: str
+    devices: tuple[jax.Device, ...] | None
+    """Of a TPU slice; None: as many simulated devices of this host as a mesh asks for."""
+    chip: chips.Chip | None
+    """None: this host, of which no figures are known."""
+
+    def mesh(self, spec: str) -> Mesh:
+        """
+        Raises:
+          UserError: no mesh, or not one of all chips.
+        """
+        mesh = sharding.make_mesh(spec, self.devices)
+        if self.devices and mesh.size != len(self.devices):
+            raise UserError(
+                f"--mesh={spec} is a mesh of {mesh.size} chips, but --topology={self.topology} has "
+                f"{len(self.devices)}; give a mesh of all of them, such as {len(self.devices)}x1"
+            )
+        return mesh
+
+    def capacity(self, devices: int) -> float:
+        """Bytes of memory a device: of the chip, or this host's shared by the simulated devices."""
+        if self.chip:
+            return self.chip.hbm_bytes
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices
+
+
+def machine(config: Config) -> Machine:
+    """The machine of `--topology`. Call it before anything uses a device: JAX is to see this host's CPU only.
+
+    Raises:
+      UserError: none is given, its name is unknown, GPUs are not as many as the mesh, or libtpu is not installed.
+    """
+    name = config.topology
+    if name is None:
+        raise UserError("--topology is not set; give a TPU slice such as v5e:2x4, GPUs such as h100:8, or cpu")
+    jax.config.update("jax_platforms", "cpu")
+    sharding.prepare_devices(config.mesh)
+    if name == "cpu":
+        return Machine(name, None, None)
+    kind, _, size = name.partition(":")
+    if kind in chips.GPUS:
+        wanted = math.prod(map(int, config.mesh.split("x")))
+        if size != str(wanted):
+            raise UserError(f"--topology={name}: --mesh={config.mesh} is a mesh of {wanted}; give {kind}:{wanted}")
+        return Machine(name, None, chips.GPUS[kind])
+    if kind not in chips.TPUS:
+        known = ", ".join([*(f"{k}:..." for k in (*chips.TPUS, *chips.GPUS)), "cpu"])
+        raise UserError(f"--topology={name}: no such machine; give one of {known}, such as v5e:2x4")
+    return Machine(name, _tpu(name), chips.TPUS[kind])
+
+
+def _tpu(name: str) -> tuple[jax.Device, ...]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f'--topology={name} needs the compiler of the libtpu package; install it with: pip install "jax[tpu]"'
+        )
+    # libtpu looks for a TPU machine around it unless it is told what it would find; nothing is run, so that several
+    # processes may load it.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+    try:
+        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"--topology={name}: libtpu knows no such slice ({str(error).splitlines()[0]}); "
+            "give one that exists, such as v5e:2x4 or v5p:4x4x8"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One compiled step. Bytes, FLOPs and seconds are of one chip and one step."""
+
+    settings: dict[str, Any]
+    """What may differ between plans: mesh, rows, tokens a row, accumulation, remat, type of the first moment."""
+    fits: bool
+    refusal: str | None
+    """What the compiler says where it refuses a step that is too large; nothing below is known then."""
+    compile_seconds: float
+    capacity: float
+    """Bytes of memory."""
+    total_bytes: int = 0
+    """Memory that the step takes."""
+    state_bytes: int = 0
+    """Weights, moments and step: what is donated."""
+    argument_bytes: int = 0
+    """The state and a batch."""
+    temporary_bytes: int = 0
+    """As the compiler says; a TPU's may lie where something else lay before, so that the parts add up to more."""
+    aliased_bytes: int = 0
+    """Of the results, what takes the place of an argument."""
+    model_flops: float = 0.0
+    """Of the whole row's causal half; see `model_flops`."""
+    model_flops_full: float = 0.0
+    """Without causal halving."""
+    compiled_flops: float = 0.0
+    hbm_bytes: float = 0.0
+    sent_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Over the interconnect, by collective."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """At the chip's best: of arithmetic, of memory, of the interconnect. Empty where the chip's figures are unknown."""
+    mfu: float | None = None
+    """Model FLOPs over what the chip could do in the estimated time."""
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Compiled FLOPs over model FLOPs (causal)."""
+        return self.compiled_flops / self.model_flops
+
+    @property
+    def bound(self) -> str | None:
+        """What the step waits for at best."""
+        return max(self.seconds, key=self.seconds.get) if self.seconds else None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Estimate: all three at once, the slowest at its best."""
+        return self.seconds[self.bound] if self.seconds else None
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"bound": self.bound, "step_seconds": self.step_seconds}
+        derived |= {"ratio": self.ratio} if self.refusal is None else {}
+        return dataclasses.asdict(self) | derived
+
+
+def model_flops(decoder: families.DecoderConfig, rows: int, length: int, *, causal: bool) -> float:
+    """FLOPs of a step that computes nothing twice: 6 N a token and 12 L H h T for attention, half of it if causal.
+
+    The count of PaLM (arXiv 2204.02311, appendix B): N are the weights of matrix products, the output table among them
+    and the embedding table not, each 2 FLOPs forward and 4 backward; attention's two products a layer cost 2 T H h each
+    forward and twice that backward. Causal: a token attends to half of its row on average. The pair losses and, in a
+    packed row, the bounds of its examples are not counted.
+    """
+    d, f, attended = decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim
+    layer = 2 * d * attended + 2 * d * decoder.num_kv_heads * decoder.head_dim + 3 * d * f
+    weights = decoder.num_layers * layer + decoder.vocab_size * d
+    attention = 12 * decoder.num_layers * attended * length * (0.5 if causal else 1.0)
+    return rows * length * (6 * weights + attention)
+
+
+def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Plan:
+    """Compiles the step of stage 1 that `config` trains, and reads what the compiler made of it.
+
+    The batch is the largest that the settings allow: every row with as many pairs as it has places.
+
+    Raises:
+      UserError: the mesh does not divide the model or the batch, or a layer is not in the model.
+    """
+    mesh = on.mesh(config.mesh)
+    compiled, state_bytes, seconds = compile_step(config, decoder, mesh)
+    training, data = config.training, config.data
+    settings = {
+        "mesh": config.mesh,
+        "rows": training.rows,
+        "row_length": data.row_length,
+        "accumulation": training.accumulation,
+        "remat": training.remat,
+        "moment_dtype": config.optimizer.moment_dtype,
+    }
+    capacity = on.capacity(mesh.size)
+    if isinstance(compiled, str):
+        return Plan(settings, False, compiled, seconds, capacity)
+    memory, cost = compiled.memory_analysis(), hlo_cost.cost(hlo.Module(compiled.as_text()))
+    flops = [model_flops(decoder, training.rows, data.row_length, causal=c) / mesh.size for c in (True, False)]
+    sent, limits, mfu = cost.sent(), {}, None
+    if chip := on.chip:
+        limits = {
+            "arithmetic": cost.flops / chip.flops,
+            "memory": cost.hbm_bytes / chip.hbm_bandwidth,
+            "interconnect": sum(sent.values()) / chip.link_bandwidth,
+        }
+        mfu = flops[0] / chip.flops / max(limits.values())
+    total = memory.peak_memory_in_bytes
+    if not on.devices:  # the peak that is given for a CPU leaves out temporaries
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
+    return Plan(
+        settings,
+        on.devices is not None or total <= capacity,
+        None,
+        seconds,
+        capacity,
+        total_bytes=total,
+        state_bytes=state_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        aliased_bytes=memory.alias_size_in_bytes,
+        model_flops=flops[0],
+        model_flops_full=flops[1],
+        compiled_flops=cost.flops,
+        hbm_bytes=cost.hbm_bytes,
+        sent_bytes=sent,
+        seconds=limits,
+        mfu=mfu,
+        caveats=tuple(_caveats(cost, on)),
+    )
+
+
+def compile_step(
+    config: Config, decoder: families.DecoderConfig, mesh: Mesh
+) -> tuple[jax.stages.Compiled | str, int, float]:
+    """The compiled step, or what the compiler says of one too large; bytes of a device's state; seconds it took."""
+    training, data = config.training, config.data
+    sharding.check(decoder, mesh, training.rows, training.accumulation)
+    most = loop.group_rows(config, mesh) * data.examples_per_row
+    recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=most)
+    empty = packing.assemble([], data.row_length, data.examples_per_row)
+    batch = jax.tree.map(lambda x: sharding.rows_like(x, training.rows, mesh), empty)
+    step = loop.build_step(config, recipe, decoder, mesh, training.steps or _STEPS)
+    shards = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(step.like))
+    state_bytes, start = sum(shards), time.monotonic()
+    try:
+        with jax.set_mesh(mesh):
+            compiled = step.train_step.lower(step.like, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        compiled = str(error).partition("\n")[0]
+    return compiled, state_bytes, time.monotonic() - start
+
+
+def _caveats(cost: hlo_cost.Cost, on: Machine) -> list[str]:
+    found = []
+    if cost.kernels_without_estimate:
+        found.append(f"{cost.kernels_without_estimate} kernels carry no figures; their FLOPs are not counted")
+    if cost.unknown_loops:
+        found.append(f"{cost.unknown_loops} loops have a trip count that the program does not say; counted once")
+    if on.chip and not on.devices:
+        found.append("compiled for this host's CPU, which computes in float32: the state is exact, the rest estimated")
+    return found
+
+
+def search(
+    config: Config,
+    candidates: Sequence[Sequence[Config]],
+    compile_one: Callable[[Config], Plan],
+    advance: Callable[[str, int, int], None],
+) -> list[Plan]:
+    """Plans of the candidates tried, at most `plan.compilations`: bisects each chain for its first that fits.
+
+    Args:
+      candidates: chains, each from the fastest to the most frugal; see `chains`.
+    """
+    budget = min(config.plan.compilations, sum(len(chain).bit_length() for chain in candidates))
+    plans: list[Plan] = []
+    for chain in candidates:
+        low, high = 0, len(chain)  # the first that fits is in [low, high]
+        while low < high and len(plans) < budget:
+            middle = (low + high) // 2
+            advance("compiling", len(plans), budget)
+            plans.append(compile_one(chain[middle]))
+            low, high = (low, middle) if plans[-1].fits else (middle + 1, high)
+    advance("compiling", budget, budget)
+    return plans
+
+
+def chains(config: Config, decoder: families.DecoderConfig) -> list[list[Config]]:
+    """Candidates of `search`: for each mesh, its settings from what computes least again to what takes least memory.
+
+    Pure FSDP first; the replicas stay as they are. More micro-batches come last in a chain: each gathers the weights
+    again.
+    """
+    *replicas, data, model = map(int, config.mesh.split("x"))
+    remats = typing.get_args(typing.get_type_hints(TrainingConfig)["remat"])
+    moments = typing.get_args(typing.get_type_hints(OptimizerConfig)["moment_dtype"])
+    found = []
+    for size in (m for m in range(1, data * model + 1) if data * model % m == 0):
+        spec = "x".join(map(str, (*replicas, data * model // size, size)))
+        chain = [
+            _with(config, spec, accumulation, remat, moment)
+            for accumulation in (2**n for n in range(config.training.rows.bit_length()))
+            for remat in (remats if accumulation == 1 else remats[-1:])
+            for moment in moments
+            if _divides(config, decoder, spec, accumulation)
+        ]
+        if chain:
+            found.append(chain)
+    return found
+
+
+def _with(config: Config, mesh: str, accumulation: int, remat: str, moment_dtype: str) -> Config:
+    return dataclasses.replace(
+        config,
+        mesh=mesh,
+        training=dataclasses.replace(config.training, accumulation=accumulation, remat=remat),
+        optimizer=dataclasses.replace(config.optimizer, moment_dtype=moment_dtype),
+    )
+
+
+def _divides(config: Config, decoder: families.DecoderConfig, spec: str, accumulation: int) -> bool:
+    try:
+        sharding.check(decoder, sharding.abstract_mesh(spec), config.training.rows, accumulation)
+    except UserError:
+        return False
+    return True
+
+
+def fastest(plans: Sequence[Plan]) -> Plan | None:
+    """Of those that fit; by the fewest FLOPs where the chip is unknown."""
+    fitting = [plan for plan in plans if plan.fits]
+    return min(fitting, key=lambda plan: plan.step_seconds or plan.compiled_flops, default=None)
+
+
+def flags(settings: dict[str, Any]) -> str:
+    """The flags of `run.py` that ask for a plan's settings."""
+    names = {"mesh": "mesh", "accumulation": "training.accumulation", "remat": "training.remat"}
+    names |= {"moment_dtype": "optimizer.moment-dtype"}
+    return " ".join(f"--{flag}={settings[name]}" for name, flag in names.items())

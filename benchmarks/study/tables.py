@@ -1,0 +1,307 @@
+"""The study's results: from its runs and measurements to benchmarks/results/study.json, tables and pictures.
+
+python -m benchmarks.study.tables --runs FOLDER --model BASE/model
+python -m benchmarks.study.tables
+
+The first gathers the measurements of all runs in benchmarks/results/study.json; both write the tables and the picture
+of docs/evidence.md from that file.
+
+Every comparison is paired by seed: two arms with the same seed saw the same data in the same order. A difference is
+the mean over seeds with its 95 % interval by Student's t; it says how much another order of the data and other first
+weights of the classifier would change it, not other sentences or another base model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import scipy.stats
+import tyro
+
+from benchmarks.study import arms
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks/results/study.json"
+PAGE, IMAGES = ROOT / "docs/evidence.md", ROOT / "docs/images"
+SETS = "FLORES-200", "NTREX-128"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    runs: pathlib.Path | None = None
+    """Folder of the runs, with `measured.json` in each; unset: the committed results are used."""
+    model: pathlib.Path | None = None
+    """The base model."""
+
+
+def summary(measured: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """The figures of a stage that tables and pictures are made of, in % but for bits a byte; `layer` was aligned."""
+    found: dict[str, Any] = {"aligned layer": layer}
+    for name, of in measured["alignment"].items():
+        found[f"retrieval, {name}"] = 100 * _mean(curve[layer] for curve in of["retrieval"].values())
+        found[f"retrieval by language, {name}"] = {code: 100 * curve[layer] for code, curve in of["retrieval"].items()}
+        found[f"retrieval by layer, {name}"] = (100 * np.mean(list(of["retrieval"].values()), axis=0)).tolist()
+    for name in SETS:
+        of = measured["alignment"][name]
+        found[f"MEXA, {name}"] = 100 * _mean(curve[layer] for curve in of["mexa"].values())
+        found[f"meaning, aligned layer, {name}"] = 100 * of["meaning_variance"][layer]
+        found[f"language, aligned layer, {name}"] = 100 * of["language_variance"][layer]
+        found[f"language, last layer, {name}"] = 100 * of["language_variance"][-1]
+        found[f"probe, last layer, {name}"] = 100 * of["language_probe"][-1]
+        found[f"language by layer, {name}"] = (100 * np.array(of["language_variance"])).tolist()
+    if "translation" in measured:
+        bits = {code: of["bits_per_byte"] for code, of in measured["perplexity"].items()}
+        found |= {"perplexity": {code: of["value"] for code, of in measured["perplexity"].items()}}
+        found["bits a byte"] = dict(bits)
+        found |= {"bits a byte, en": bits.pop("en"), "bits a byte, others": _mean(bits.values())}
+        right = dict(measured["choices"])
+        found |= {"XCOPA, en": 100 * right.pop("en"), "XCOPA, others": 100 * _mean(right.values())}
+        by_direction = {pair: of for pair, of in measured["translation"].items() if "fi" not in pair.split("-")}
+        groups = {
+            "en-x": [of for pair, of in by_direction.items() if pair.startswith("en-")],
+            "x-en": [of for pair, of in by_direction.items() if pair.endswith("-en")],
+            "x-y": [of for pair, of in by_direction.items() if "en" not in pair.split("-")],
+        }
+        for group, scores in groups.items():
+            found[f"chrF++, {group}"] = _mean(of["chrF++"] for of in scores)
+            for rate in ("off_target", "copy", "empty"):
+                found[f"{rate.replace('_', '-')}, {group}"] = 100 * _mean(of[rate] for of in scores if rate in of)
+        found["chrF++"] = {pair: of["chrF++"] for pair, of in measured["translation"].items()}
+    return found
+
+
+def _mean(values) -> float:
+    return float(np.mean(list(values)))
+
+
+def collect(options: Options) -> dict[str, Any]:
+    """The contents of study.json."""
+
+    def read(file: pathlib.Path) -> dict:
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    base = read(options.model.parent / "measured.json")["base"]
+    depth = len(base["alignment"][SETS[0]]["language_probe"]) - 1
+    found: dict[str, Any] = {}
+    for (arm, seed), done in arms.finished(options.runs).items():
+        file = options.runs / arm / str(seed) / "measured.json"
+        if not file.is_file():
+            continue
+        layer = done["stage1"]["config"]["objective"]["contrastive"]["layer"] or depth // 2
+        stages = {stage: summary(of, layer) for stage, of in read(file).items()}
+        for stage, of in stages.items():
+            of["training"] = {key: done[stage][key] for key in ("steps", "tokens", "pairs", "seconds", "fill")}
+            of["validation"] = done[stage]["after"]
+        found.setdefault(arm, {})[str(seed)] = stages
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commands": [
+            "python -m benchmarks.study.base --to BASE",
+            "python -m benchmarks.study.arms --model BASE/model --to RUNS",
+            "python -m benchmarks.study.measure --model BASE/model --runs RUNS",
+            "python -m benchmarks.study.tables --model BASE/model --runs RUNS",
+        ],
+        "base": summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")},
+        "arms": found,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean over seeds of arm minus reference, with its 95 % interval; NaN where there is one seed."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired(values: Sequence[float]) -> Difference:
+    """The mean of differences, one a seed, and its interval by Student's t."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Difference(mean, np.nan, np.nan)
+    half = float(scipy.stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Difference(mean, mean - half, mean + half)
+
+
+def difference(results: Mapping[str, Any], arm: str, reference: str, *path: str) -> Difference | None:
+    """Arm minus reference, over the seeds that both have, of the figure at `path` in a run's stages."""
+    ours, theirs = results["arms"].get(arm, {}), results["arms"].get(reference, {})
+    seeds = sorted(set(ours) & set(theirs))
+    return paired([_at(ours[seed], path) - _at(theirs[seed], path) for seed in seeds]) if seeds else None
+
+
+def _at(run: Mapping[str, Any], path: Sequence[str]) -> float:
+    return functools.reduce(lambda of, name: of[name], path, run)
+
+
+ALIGNMENT = (
+    *(f"retrieval, {name}" for name in (*SETS, "Tatoeba")),
+    *(f"MEXA, {name}" for name in SETS),
+    "meaning, aligned layer, FLORES-200",
+    "language, aligned layer, FLORES-200",
+    "language, last layer, FLORES-200",
+    "probe, last layer, FLORES-200",
+)
+USE = (
+    "bits a byte, en",
+    "bits a byte, others",
+    *(f"chrF++, {group}" for group in ("en-x", "x-en", "x-y")),
+    *(f"off-target, {group}" for group in ("en-x", "x-en", "x-y")),
+    "XCOPA, en",
+    "XCOPA, others",
+)
+OF_CHOICES = (
+    ("stage1", "retrieval, FLORES-200"),
+    ("stage2", "retrieval, FLORES-200"),
+    ("stage2", "retrieval, Tatoeba"),
+    ("stage2", "chrF++, en-x"),
+    ("stage2", "chrF++, x-en"),
+    ("stage2", "off-target, en-x"),
+    ("stage2", "bits a byte, en"),
+    ("stage2", "bits a byte, others"),
+)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of docs/evidence.md, in Markdown, by name."""
+    others = [arm for arm in arms.ABLATION if arm != "next-token"]
+    heldout = results["base"]["heldout"]
+    found = {
+        "base": _markdown(
+            ["", *heldout],
+            [
+                ["perplexity", *(f"{of['perplexity']:.0f}" for of in heldout.values())],
+                ["bits a byte", *(f"{of['bits_per_byte']:.2f}" for of in heldout.values())],
+            ],
+        )
+    }
+    for name, stage, measures in (
+        ("stage 1", "stage1", ALIGNMENT),
+        ("stage 2", "stage2", ALIGNMENT + USE),
+    ):
+        rows = [
+            [measure, _number(results["base"][measure], measure), _mean_cell(results, "next-token", stage, measure)]
+            + [_cell(difference(results, arm, "next-token", stage, measure), measure) for arm in others]
+            for measure in measures
+        ]
+        found[name] = _markdown(["", "base", "next-token", *(f"{arm} − next-token" for arm in others)], rows)
+    found["languages"] = _languages(results)
+    head = ["", "seeds", *(f"{measure}, {stage[:-1]} {stage[-1]}" for stage, measure in OF_CHOICES)]
+    rows = [["alignx", _seeds(results, "alignx"), *(_mean_cell(results, "alignx", *m) for m in OF_CHOICES)]]
+    for arm in arms.CHOICES:
+        if arm in results["arms"]:
+            cells = [_cell(difference(results, arm, "alignx", stage, m), m) for stage, m in OF_CHOICES]
+            rows.append([arm, _seeds(results, arm), *cells])
+    found["choices"] = _markdown(head, rows)
+    return found
+
+
+def _languages(results: Mapping[str, Any]) -> str:
+    """Where AlignX differs from next-token-only training, language by language, the weakest of the base model first."""
+    perplexity, retrieval = results["base"]["perplexity"], results["base"]["retrieval by language, FLORES-200"]
+    rows = []
+    for code in sorted(retrieval, key=retrieval.get):
+        paths = ("retrieval by language, FLORES-200", code), ("chrF++", f"en-{code}"), ("chrF++", f"{code}-en")
+        cells = [_cell(difference(results, "alignx", "next-token", "stage2", *path), "") for path in paths]
+        bits = _cell(difference(results, "alignx", "next-token", "stage2", "bits a byte", code), "bits")
+        rows.append([code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *cells, bits])
+    head = ["", "base: retrieval", "base: perplexity", "retrieval", "chrF++ from English", "chrF++ into English"]
+    return _markdown([*head, "bits a byte"], rows)
+
+
+def _seeds(results: Mapping[str, Any], arm: str) -> str:
+    return str(len(results["arms"][arm]))
+
+
+def _mean_cell(results: Mapping[str, Any], arm: str, stage: str, measure: str) -> str:
+    return _number(_mean(run[stage][measure] for run in results["arms"][arm].values()), measure)
+
+
+def _number(value: float, measure: str) -> str:
+    return f"{value:.3f}" if "bits" in measure else f"{value:.1f}"
+
+
+def _cell(of: Difference | None, measure: str) -> str:
+    """The difference, its interval, and bold where the interval leaves 0 out."""
+    if of is None:
+        return ""
+    text = _signed(of.value, measure)
+    if np.isnan(of.low):
+        return text
+    text = f"{text} [{_signed(of.low, measure)}, {_signed(of.high, measure)}]"
+    return f"**{text}**" if of.low > 0 or of.high < 0 else text
+
+
+def _signed(value: float, measure: str) -> str:
+    return ("+" if value >= 0 else "−") + _number(abs(value), measure)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+COLOURS = {"base": "#767676", "next-token": "#1f77b4", "contrastive": "#2ca02c", "language-matching": "#9467bd"} | {
+    "alignx": "#d62728"
+}
+
+
+def align_then_diverge(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """Retrieval, and the share of variance between languages, over depth: the base model and the four arms."""
+    figure = matplotlib.figure.Figure(figsize=(10, 6.6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    curves = {"retrieval by layer, FLORES-200": "retrieval, accuracy@1 (%)"} | {
+        "language by layer, FLORES-200": "variance between languages (%)"
+    }
+    for row, (curve, label) in zip(axes, curves.items(), strict=True):
+        for axis, stage in zip(row, ("stage1", "stage2"), strict=True):
+            axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
+            for arm in arms.ABLATION:
+                seeds = np.array([run[stage][curve] for run in results["arms"].get(arm, {}).values()])
+                if len(seeds):
+                    axis.plot(seeds.mean(axis=0), color=COLOURS[arm], label=arm, linewidth=1.8)
+                    axis.fill_between(range(seeds.shape[1]), seeds.min(0), seeds.max(0), color=COLOURS[arm], alpha=0.2)
+            axis.axvline(results["base"]["aligned layer"], color="#bbbbbb", linewidth=0.8, zorder=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(label)
+    for axis, title in zip(axes[0], ("after stage 1", "after stage 2"), strict=True):
+        axis.set_title(title)
+    for axis in axes[1]:
+        axis.set_xlabel("layers run (the grey line is the aligned layer)")
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def write(results: Mapping[str, Any]) -> None:
+    """The tables between the marks of docs/evidence.md, and its picture."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in tables(results).items():
+        begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
+        if begin not in page or end not in page:
+            sys.exit(f"{PAGE}: no marks for the table {name!r}")
+        page = page[: page.index(begin) + len(begin)] + table + page[page.index(end) :]
+    PAGE.write_text(page, encoding="utf-8")
+    align_then_diverge(results).savefig(IMAGES / "align_then_diverge.png", dpi=110)
+
+
+def main(options: Options) -> None:
+    if options.runs:
+        RESULTS.write_text(json.dumps(collect(options), indent=1) + "\n", encoding="utf-8")
+    write(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
