@@ -212,13 +212,13 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
 
 def timed(once, batches: list) -> dict:
     """Warms up on the first batch, times the others; memory from before the first step to the peak."""
-    before, start = _memory("VmRSS"), time.perf_counter()
+    before, start = memory("VmRSS"), time.perf_counter()
     once(batches[0])
     warm = time.perf_counter()
     for batch in batches[1:]:
         once(batch)
     end = time.perf_counter()
-    peak = _memory("VmHWM")
+    peak = memory("VmHWM")
     return {"seconds": end - warm, "warm_up": warm - start, "peak_mib": peak, "grown_mib": peak - before}
 
 
@@ -232,7 +232,7 @@ def matmul_gflops(product) -> float:
     return 2 * 2048**3 / min(times) / 1e9
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
     """MiB, of Linux. getrusage would count the parent's peak too."""
     line = next(x for x in pathlib.Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) / 1024

@@ -124,6 +124,16 @@ def test_a_killed_run_ends_bit_for_bit_where_an_undisturbed_one_ends(tmp_path, c
 
 
 @pytest.mark.slow
+def test_what_negatives_of_the_whole_step_cost_is_said_first(tmp_path, command):
+    said = "each step runs the layers forward once more"
+    few = {"training__accumulation": 2, "training__steps": 2}
+    assert said in finish(command(tmp_path / "step", objective__negatives="step", **few))
+    assert said not in finish(command(tmp_path / "global", **few))
+    weights = {"objective__contrastive__weight": 0, "objective__language-matching__weight": 0}
+    assert said not in finish(command(tmp_path / "none", objective__negatives="step", **weights, **few))
+
+
+@pytest.mark.slow
 def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
     answers = cache / "answers.json"
     answers.write_text(json.dumps([{"instruction": f"Say {n}.", "output": f"I say {n} times."} for n in range(60)]))
