@@ -11,7 +11,8 @@ The four arms of the ablation come first, all seeds of them, then the choices be
 ends as `FOLDER/ARM/SEED/{stage1,stage2}` and `done.json` with its configuration, losses, tokens and seconds; started
 again, finished runs are skipped and the one that was stopped goes on. Expect a line a run and a table at the end.
 
-The learning rate was chosen by validation loss with a seed of its own, 99:
+The learning rate was chosen by the next-token loss of the validation pairs after stage 1, with a seed of its own, 99:
+4.169, 4.142 and 4.156 of next-token, 4.220, 4.187 and 4.200 of alignx, for these:
 
 python -m benchmarks.study.arms --model BASE/model --to FOLDER --learning-rates 5e-4 1e-3 2e-3
 """
