@@ -171,7 +171,7 @@ def _group_size(attributes: str) -> int:
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

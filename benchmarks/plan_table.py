@@ -127,7 +127,7 @@ def show(results: dict[str, dict]) -> Table:
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_num_cpu_devices", 8)  # the most that a case compiles for on this host
     console = Console(width=160)
     file = pathlib.Path(options.save) if options.save else None
     results = json.loads(file.read_text())["results"] if file and file.is_file() else {}

@@ -255,6 +255,21 @@ def test_a_loop_whose_end_is_unknown_is_counted_once_and_said():
     assert found.unknown_loops == 1 and found.flops == 2 * 4 * 4 * 4
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[4,2]T(1,0)",
+        "mesh['x'=2,'y'=4] {'y'}",
+        "mesh['x'=8] {'x':(2)4}",
+        "mesh['x'=1,'y'=2,'z'=4], device_ids=([4,2]T(1,0)) {'x','z'}",
+    ],
+)
+def test_replica_groups_of_four(form):
+    found = hlo_cost.cost(hlo.Module(TPU.replace("mesh['x'=2,'y'=4] {'y'}", form)))
+    assert [c.group for c in found.collectives if c.kind == "reduce-scatter"] == [4]
+
+
 def test_replica_groups_of_an_unknown_form_are_an_error():
     with pytest.raises(ValueError, match="replica groups"):
         hlo_cost.cost(hlo.Module(TPU.replace("[2,4]<=[8]", "something")))
