@@ -164,6 +164,14 @@ def constrain_lookup(x_RxTxD: jax.Array) -> jax.Array:
     return constrain(constrain_to_table(x_RxTxD), "rows")
 
 
+def constrain_groups(x_Gx___: jax.Array) -> jax.Array:
+    """Fixes the sharding of what each group of pairs has by itself, [G,...] with a group a device of the data axes.
+
+    Left free, the compiler gathers blocks of the pair losses' gradients of all groups on every device.
+    """
+    return constrain(x_Gx___, "rows")
+
+
 def constrain_vocabulary(x_Vx___: jax.Array) -> jax.Array:
     """Fixes the sharding of what has the vocabulary in front, inside the next-token loss: over all axes but replicas.
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignx_jax import sharding
+
 Arrays = Any
 """A tree of arrays [G,...], G groups."""
 
@@ -48,7 +50,7 @@ def _forward(loss, size: int, rows, columns, row_facts, column_facts):
     def add(carry, xs):
         (total_G, of_columns), (some_rows, some_facts) = carry, xs
         value_G, pull = jax.vjp(lambda r, c: loss(r, c, some_facts, column_facts), some_rows, columns)
-        of_rows, also_of_columns = pull(jnp.ones_like(value_G))
+        of_rows, also_of_columns = jax.tree.map(sharding.constrain_groups, pull(jnp.ones_like(value_G)))
         return (total_G + value_G, jax.tree.map(jnp.add, of_columns, also_of_columns)), of_rows
 
     start = jnp.zeros(groups, _dtype(rows)), jax.tree.map(jnp.zeros_like, columns)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignx_jax import sharding
+from alignx_jax import hlo, hlo_cost, sharding
 from alignx_jax.objectives import pooling
 from alignx_jax.objectives.contrastive import contrastive
 from alignx_jax.objectives.language_matching import Classifier, language_matching
@@ -255,6 +255,13 @@ def test_nothing_of_the_size_of_all_pairs_exists(spec):
         vectors, devices = pairs if name == "contrastive" else 2 * pairs, int(spec[0])
         largest = largest_array(compiled)
         assert vectors * d // devices <= largest < vectors * vectors // devices, name
+
+
+@pytest.mark.parametrize("spec", ["8x1", "2x4x1"])
+def test_nothing_travels_in_the_loops_over_blocks(spec):
+    for name, compiled in compiled_pair_losses(spec, 512, 64, 16).items():
+        collectives = hlo_cost.cost(hlo.Module(compiled.as_text())).collectives
+        assert collectives and {one.times for one in collectives} == {1}, name
 
 
 def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x64):
