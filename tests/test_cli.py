@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -383,7 +384,8 @@ def test_a_wrong_flag_names_the_nearest(program, capsys, flag, nearest):
 )
 def test_as_a_command(tmp_path, flags, code, says):
     command = [sys.executable, str(ROOT / "run.py"), f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    on_cpu = os.environ | {"JAX_PLATFORMS": "cpu"}  # or libtpu, where it is installed, says that it finds no TPU
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=on_cpu)
     assert done.returncode == code
     assert says in done.stderr and "Traceback" not in done.stderr and says not in done.stdout
     assert code == 2 or done.stderr.count("\n") == 1
