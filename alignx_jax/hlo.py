@@ -77,14 +77,14 @@ class Module:
                 instruction = _instruction(line, found)
                 current[instruction.name] = instruction
 
-    @functools.cached_property
+    @property
     def runs(self) -> dict[str, int]:
         """How often each reachable computation runs in a step."""
-        return self._count()[0]
+        return self._counted[0]
 
-    @functools.cached_property
+    @property
     def unknown_loops(self) -> int:
-        return self._count()[1]
+        return self._counted[1]
 
     def trips(self, loop: Instruction, computation: dict[str, Instruction]) -> int | None:
         """How often a `while` runs its body: what the compiler found, or read from `i < limit` and `i + step`."""
@@ -125,7 +125,8 @@ class Module:
         added = [int(p.literal) if p.opcode == "constant" else self._added(p.name, computation) for p in parts]
         return None if None in added else sum(added)
 
-    def _count(self) -> tuple[dict[str, int], int]:
+    @functools.cached_property
+    def _counted(self) -> tuple[dict[str, int], int]:
         runs, unknown = collections.Counter({self.entry: 1}), 0
         for name in self._callers_first():
             computation = self.computations[name]

@@ -73,7 +73,7 @@ def machine(config: Config) -> Machine:
         return Machine(name, None, None)
     kind, _, size = name.partition(":")
     if kind in chips.GPUS:
-        wanted = math.prod(map(int, config.mesh.split("x")))
+        wanted = sharding.abstract_mesh(config.mesh).size
         if size != str(wanted):
             raise UserError(f"--topology={name}: --mesh={config.mesh} is a mesh of {wanted}; give {kind}:{wanted}")
         return Machine(name, None, chips.GPUS[kind])
@@ -295,7 +295,7 @@ def chains(config: Config, decoder: families.DecoderConfig) -> list[list[Config]
     Pure FSDP first; the replicas stay as they are. More micro-batches come last in a chain: each gathers the weights
     again.
     """
-    *replicas, data, model = map(int, config.mesh.split("x"))
+    *replicas, data, model = sharding.abstract_mesh(config.mesh).axis_sizes
     remats = typing.get_args(typing.get_type_hints(TrainingConfig)["remat"])
     moments = typing.get_args(typing.get_type_hints(OptimizerConfig)["moment_dtype"])
     found = []

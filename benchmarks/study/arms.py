@@ -126,13 +126,18 @@ def run(name: str, plan: dict[str, Config], console: Console, folder: pathlib.Pa
             config = dataclasses.replace(config, model=start)
             start = str(folder / f"stage{stage}")
             facts[f"stage{stage}"] = _train(name, stage, config, pathlib.Path(start), Console(file=log, width=140))
-    fresh = folder / "done.new"
-    fresh.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(done)
+    write_whole(done, facts)
     both = [facts[f"stage{stage}"] for stage in plan]
     took = " and ".join(f"{s['steps']} steps, {s['tokens']:,} tokens, {s['seconds']:.0f} s" for s in both)
     console.print(f"{name}: {took}", highlight=False, soft_wrap=True)
     return facts
+
+
+def write_whole(file: pathlib.Path, facts: dict) -> None:
+    """As JSON; a process that is stopped leaves no half of it."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh.replace(file)
 
 
 def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console: Console) -> dict:

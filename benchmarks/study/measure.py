@@ -47,8 +47,7 @@ TATOEBA = dict(
 """What it calls the languages."""
 TEXT = 200  # test pairs of a language for perplexity
 TRANSLATED = {"pivot": 60, "x-y": 10}  # sentences a direction, to or from English and between others
-ROW_LENGTH = 512
-ENCODED = {"rows": 8, "row_length": ROW_LENGTH, "dtype": jnp.dtype("float32")}
+ENCODED = {"rows": 8, "row_length": 512, "dtype": jnp.dtype("float32")}
 TRANSLATION = TranslationConfig(rows=64, max_tokens=64)
 METRICS = "chrF++", "off_target", "copy", "empty"
 
@@ -153,7 +152,7 @@ def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
     right = scoring.two_option_accuracy(decoder, encoder, tests.choices, mesh, **ENCODED)
     every = translation.parse_directions(["all"], list(tests.premises), "en")
     with_english = [pair for pair in every if "en" in pair]
-    translated = {}
+    template, translated = prompts.load(arms.STUDY.data.template), {}
     for sentences, directions, count in (
         (tests.premises, with_english, TRANSLATED["pivot"]),
         (tests.premises, [pair for pair in every if "en" not in pair], TRANSLATED["x-y"]),
@@ -163,7 +162,7 @@ def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
         outputs = translation.translate(
             decoder,
             encoder,
-            prompts.load(arms.STUDY.data.template),
+            template,
             some,
             {},
             directions,
@@ -197,9 +196,7 @@ def measure(
         found[stage] = {"alignment": alignment_of(decoder, encoder, tests, mesh)}
         if stage == list(stages)[-1]:
             found[stage] |= use_of(decoder, encoder, tests, mesh)
-    fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(file)
+    arms.write_whole(file, found)
     console.print(f"{folder}: {time.monotonic() - began:.0f} s", highlight=False, soft_wrap=True)
 
 

@@ -1,31 +1,15 @@
 """The benchmark of the pair losses runs; it compares what the forms compute itself."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from benchmarks import losses
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 @pytest.mark.slow
-def test_the_benchmark_runs_and_refuses_what_does_not_fit(tmp_path):
+def test_the_benchmark_runs_and_refuses_what_does_not_fit(saved_by):
     options = ["--pairs", "4", "40", "--hidden-size=64", "--width=8", "--rounds=1", "--memory=0.005"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.losses", *options, f"--save={tmp_path / 'out.json'}"],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
+    found = saved_by("losses", options)
     for loss in losses.LOSSES:
         assert set(found["differences"][loss]) == {"published", "factored", "two devices"}
         assert 0 < max(found["differences"][loss].values()) < 1e-5
