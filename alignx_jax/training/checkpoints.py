@@ -1,81 +1,279 @@
-"""Checkpoints of a run: Orbax, asynchronous, the latest few and the best by validation loss."""
+"""Checkpoints of a run: Orbax, asynchronous, with a checksum of every file; the latest few and the best are kept.
+
+A checkpoint is a folder named by its step. Orbax writes it under another name; then, still in the background, its
+`checksums.json` is added and it gets its own name; only then are older ones deleted. So what has its name is finished,
+and what is not finished is never looked at; nothing is restored before its files match their checksums.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
+import hashlib
+import json
 import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Collection
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from alignx_jax.config import UserError
+from alignx_jax.exits import StorageError
+from alignx_jax.training import durable
 from alignx_jax.training.state import Params, TrainState
 
-_BEST_BY = "validation_loss"
+Warn = Callable[[str], None]
+CHECKSUMS = "checksums.json"
+_UNFINISHED = ".unfinished"
+_DAMAGED = ".damaged"
+_LATEST = "latest.json"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted; says why."""
+
+
+def to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Checkpoints:
-    """The checkpoints in one folder. A half-written one has no commit mark, is never listed, and is cleaned up.
+    """The checkpoints in one folder.
 
     The data position is the step itself: batch k of a run is a function of its configuration and k alone.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1, *, writable: bool = False):
-        folder = folder.absolute()  # Orbax writes to no other
-        policies = ocp.training.preservation_policies
-        self._orbax = ocp.training.Checkpointer(
-            folder,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics[_BEST_BY],
-                        reverse=True,
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=writable,
-        )
-        self._folder = folder
+    def __init__(self, folder: pathlib.Path, keep: int = 1, *, writable: bool = False, warn: Warn = to_stderr):
+        self._folder, self._keep, self._writable, self._warn = folder.absolute(), keep, writable, warn
+        self._saving: tuple[int, float | None, concurrent.futures.Future] | None = None
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
+        self._first = jax.process_index() == 0
+        if writable and self._first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clean()
+        self._losses = {}
+        for step in self._folders():
+            try:
+                self._losses[step] = self._checksums(step)["validation_loss"]
+            except Damaged:
+                self._losses[step] = None  # `sound` says what is wrong with it
 
     @property
     def latest(self) -> int | None:
-        return max((c.step for c in self._orbax.checkpoints), default=None)
+        """The newest step that was saved."""
+        return max(self._losses, default=None)
 
     @property
     def best(self) -> int | None:
         """The step with the lowest validation loss; the latest where nothing was validated."""
-        measured = [c for c in self._orbax.checkpoints if c.metrics]
-        return min(measured, key=lambda c: (c.metrics[_BEST_BY], c.step)).step if measured else self.latest
+        measured = [(loss, step) for step, loss in self._losses.items() if loss is not None]
+        return min(measured)[1] if measured else self.latest
+
+    def sound(self, which: str, parts: Collection[str] = ()) -> int | None:
+        """The `latest` or `best` step whose files are what was saved; None where none was ever saved.
+
+        Damaged ones are named in a warning, and set aside if the folder is written to: they neither count among the
+        checkpoints that are kept nor stand in the way of the same step's next save.
+
+        Args:
+          parts: items of a state that will be restored; empty: all.
+
+        Raises:
+          StorageError: there are checkpoints, and all are damaged.
+        """
+        return self._of_first(lambda: self._find(which, parts))
+
+    def _find(self, which: str, parts: Collection[str]) -> int | None:
+        damaged, newest = {}, self._newest_ever()
+        there = (f"{newest}", f"{newest}{_DAMAGED}")
+        if which == "latest" and newest is not None and not any((self._folder / name).is_dir() for name in there):
+            damaged[newest] = "it is gone"
+        while (step := getattr(self, which)) is not None:
+            try:
+                self._verify(step, parts)
+                break
+            except Damaged as error:
+                damaged[step] = str(error)
+                del self._losses[step]
+        listed = [f"{self._folder}/{k}: {why}" for k, why in damaged.items()]
+        if step is None and (newest is not None or (damaged and not self._writable)):
+            raise StorageError(
+                f"no checkpoint is left ({'; '.join(listed) or f'that of step {newest} was damaged'}); restore "
+                f"{self._folder} from a copy, or delete {self._folder.parent} to begin again"
+            )
+        for text in listed:
+            self._warn(f"damaged checkpoint {text}; going back to " + (f"step {step}" if step else "the beginning"))
+        if self._writable:
+            for bad in damaged:
+                aside = self._folder / f"{bad}{_DAMAGED}"
+                shutil.rmtree(aside, ignore_errors=True)
+                if (self._folder / f"{bad}").is_dir():
+                    (self._folder / f"{bad}").rename(aside)
+        return step
+
+    def _newest_ever(self) -> int | None:
+        """The newest step ever saved, whether it is there or not."""
+        try:
+            return int(json.loads((self._folder / _LATEST).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def save(self, step: int, state: TrainState, validation_loss: float | None) -> None:
-        """Starts writing; the arrays may be donated as soon as this returns. An error surfaces here or in `close`."""
-        self._orbax.save_checkpointables_async(
-            step,
-            _parts(state),
-            metrics=None if validation_loss is None else {_BEST_BY: validation_loss},
-            force=True,
+        """Starts writing; the arrays may be donated as soon as this returns. An error surfaces in `poll` or `wait`.
+
+        Raises:
+          StorageError: this save, or the one before, failed.
+        """
+        self.wait()
+        try:
+            response = ocp.save_checkpointables_async(self._folder / f"{step}{_UNFINISHED}", _parts(state))
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step, validation_loss, self._background.submit(self._finish, response, step, validation_loss)
+
+    def _finish(self, response: ocp.AsyncResponse, step: int, validation_loss: float | None) -> None:
+        """In the background."""
+        response.result()
+        if self._first:
+            self._name(step, validation_loss)
+
+    def poll(self) -> None:
+        """Learns how the save under way ended, if it has; never waits.
+
+        Raises:
+          StorageError: it failed.
+        """
+        if self._saving and self._saving[2].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for what is being written, and then deletes what need not be kept.
+
+        Raises:
+          StorageError: it could not be written; checkpoints before it are as they were.
+        """
+        if self._saving is None:
+            return
+        (step, validation_loss, future), self._saving = self._saving, None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._losses[step] = validation_loss
+        if self._first:
+            try:
+                self._tidy(step)
+            except OSError as error:
+                raise self._failed(step, error) from error
+
+    def _tidy(self, step: int) -> None:
+        durable.write(self._folder / _LATEST, f"{step}\n")
+        shutil.rmtree(self._folder / f"{step}{_DAMAGED}", ignore_errors=True)
+        for old in set(self._losses) - set(sorted(self._losses)[-self._keep :]) - {self.best}:
+            del self._losses[old]
+            (self._folder / f"{old}").rename(self._folder / f"{old}{_UNFINISHED}")  # half-deleted, it counts no more
+        self._clean()
+
+    def _clean(self, ignore_errors: bool = False) -> None:
+        for half in self._folder.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(half, ignore_errors)
+
+    def _failed(self, step: int, error: Exception) -> StorageError:
+        if self._first:
+            self._clean(ignore_errors=True)
+        good = "there is none before it" if self.latest is None else f"the one of step {self.latest} is intact"
+        return StorageError(
+            f"{self._folder}/{step}: the checkpoint could not be written ({reason(error)}); {good}; make room or give "
+            "a folder that can be written, and start the same command again"
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step` in the shardings of `like`, whatever mesh wrote it."""
-        found = self._load(step, _parts(like))
+        found = self.restore_part(step, _parts(like))
         params = {k: found[k] for k in like.params}
         return TrainState(step=found["count"]["step"], params=params, optimizer=found["optimizer"])
 
     def restore_part(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
         """Some of a state's items alone, such as the decoder's parameters, by their names."""
-        return self._load(step, like)
-
-    def _load(self, step: int, like: dict) -> dict:
         try:
-            return self._orbax.load_checkpointables(step, like)
+            return ocp.load_checkpointables(self._folder / f"{step}", like)
         except (ValueError, KeyError) as error:
             raise UserError(f"{self._folder}/{step}: this checkpoint is not of this model: {error}") from error
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._orbax.close()
+    def _folders(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(f.name) for f in self._folder.iterdir() if f.name.isdecimal() and f.is_dir())
+
+    def _of_first(self, find: Callable[[], int | None]) -> int | None:
+        """What process 0 finds, on all processes."""
+        if jax.process_count() == 1:
+            return find()
+        found = find() if self._first else None
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
+        return None if step == -1 else step
+
+    def _name(self, step: int, validation_loss: float | None) -> None:
+        """Checksums of everything, and then the checkpoint's own name."""
+        folder = self._folder / f"{step}{_UNFINISHED}"
+        files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+        record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, files)}
+        durable.write(folder / CHECKSUMS, json.dumps(record | {"sha256": _digest_of(record)}, indent=1) + "\n")
+        folder.rename(self._folder / f"{step}")
+        durable.sync(self._folder)
+
+    def _checksums(self, step: int) -> dict:
+        try:
+            record = json.loads((self._folder / f"{step}" / CHECKSUMS).read_text(encoding="utf-8"))
+            if record.pop("sha256") == _digest_of(record) and record["step"] == step:
+                return record
+        except FileNotFoundError:
+            raise Damaged(f"{CHECKSUMS} is missing") from None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            pass
+        raise Damaged(f"{CHECKSUMS} is damaged")
+
+    def _verify(self, step: int, parts: Collection[str]) -> None:
+        folder = self._folder / f"{step}"
+        wanted = self._checksums(step)["files"]
+        if parts:
+            wanted = {name: of for name, of in wanted.items() if name.partition("/")[0] in parts}
+        for name, (size, _) in wanted.items():
+            if not (folder / name).is_file():
+                raise Damaged(f"{name} is missing")
+            if (there := (folder / name).stat().st_size) != size:
+                raise Damaged(f"{name} has {there:,} bytes instead of {size:,}")
+        try:
+            found = _digests(folder, wanted)
+        except OSError as error:
+            raise Damaged(f"{error.filename}: {error.strerror}") from None
+        for name, of in wanted.items():
+            if found[name] != of:
+                raise Damaged(f"{name} is not what was written (checksum)")
+
+
+def reason(error: BaseException) -> str:
+    """An error's text in one line, without the addresses of source lines that tensorstore adds."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return " ".join(text.partition(" [source locations=")[0].split())[:300]
+
+
+def _digest_of(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: pathlib.Path, names: Collection[str]) -> dict[str, list]:
+    """Size and SHA-256 of every file, several at a time: hashing lets other threads run."""
+
+    def digest(name: str) -> list:
+        with (folder / name).open("rb") as file:
+            return [(folder / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def _parts(state: TrainState) -> dict[str, Params]:

@@ -3,29 +3,61 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import pathlib
+import time
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from alignx_jax.training import durable
+
+_FLUSH_SECONDS = 30  # TensorBoard is at most so far behind
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events. Continuing at a step drops what was written after it."""
+    """`metrics.jsonl` and TensorBoard events. Continuing at a step drops what was written after it.
+
+    `sync` before a checkpoint of the same step makes sure that nothing is missing up to it.
+
+    Attributes:
+      missing: steps up to that step that the file has no training record of, though it should.
+    """
 
     def __init__(self, folder: pathlib.Path, step: int):
         path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        kept = [record for record in _records(path) if record["step"] <= step]
+        durable.write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        self.missing = sorted(set(range(1, step + 1)) - {r["step"] for r in kept if r["kind"] == "train"})
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        # Written here, not by the thread of `SummaryWriter`: a full disk kills that one, and then every write hangs.
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(folder / "tensorboard" / "events"), f".{time.time_ns()}")
+        self._flush_at = 0.0
+        first = step + 1 if kept else 0
+        self._board.write_event(
+            Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START))
+        )
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """One record, on disk when this returns."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """One record, given to the system when this returns: it outlives the process. What is not finite is null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        for name, value in finite.items():
+            if value is not None:
+                summary = scalar(f"{kind}/{name}", value)
+                self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() > self._flush_at:
+            self._flush_at = time.monotonic() + _FLUSH_SECONDS
+            self._board.flush()
+
+    def sync(self) -> None:
+        """All records are on disk when this returns: they outlive the machine."""
+        os.fsync(self._file.fileno())
+        self._board.flush()  # with an fsync of its own
 
     def close(self) -> None:
         self._file.close()
@@ -34,13 +66,19 @@ class MetricsLog:
 
 def read(folder: pathlib.Path, kind: str) -> list[dict]:
     """All records of one kind, in order."""
-    records = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
-    return [record for record in records if record["kind"] == kind]
+    return [record for record in _records(folder / "metrics.jsonl") if record["kind"] == kind]
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """Complete lines only: a process killed while writing leaves half of one."""
+def _records(path: pathlib.Path) -> list[dict]:
+    """Of complete lines that can be read: a process killed while writing leaves half of one."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
+    text, found = path.read_text(encoding="utf-8", errors="replace"), []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        try:
+            record = json.loads(line)
+            if isinstance(record["step"], int) and isinstance(record["kind"], str):
+                found.append(record)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found

@@ -1,9 +1,10 @@
 """Saving, restoring on another mesh, which checkpoints stay, and half-written ones."""
 
-import contextlib
 import dataclasses
+import errno
 import pathlib
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from flax import nnx
 
 from alignx_jax import sharding
 from alignx_jax.config import OptimizerConfig, UserError
+from alignx_jax.exits import StorageError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import decoder_config
-from alignx_jax.training import optimizer, state
+from alignx_jax.training import checkpoints as module
+from alignx_jax.training import durable, optimizer, state
 from alignx_jax.training.checkpoints import Checkpoints
 
 CONFIG = decoder_config(
@@ -48,10 +51,10 @@ def test_any_mesh_restores_what_another_saved(tmp_path):
     saved = numbered(fresh("8x1"), 7)
     checkpoints = Checkpoints(tmp_path, writable=True)
     checkpoints.save(7, saved, None)
-    checkpoints.close()
+    checkpoints.wait()
     like = fresh("2x2", seed=1)
-    with contextlib.closing(Checkpoints(tmp_path)) as again:
-        restored = again.restore(7, like)
+    again = Checkpoints(tmp_path)
+    restored = again.restore(7, like)
     for a, b, there in zip(*map(jax.tree.leaves, (saved, restored, like)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert b.dtype == a.dtype and (b.ndim == 0 or b.sharding == there.sharding)
@@ -61,9 +64,9 @@ def test_a_folder_may_be_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoints = Checkpoints(pathlib.Path("run/checkpoints"), writable=True)
     checkpoints.save(7, numbered(fresh("1x1"), 7), None)
-    checkpoints.close()
-    with contextlib.closing(Checkpoints(tmp_path / "run" / "checkpoints")) as again:
-        assert again.latest == 7
+    checkpoints.wait()
+    again = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert again.latest == 7
 
 
 def test_the_latest_and_the_best_stay(tmp_path):
@@ -71,30 +74,153 @@ def test_the_latest_and_the_best_stay(tmp_path):
     now = fresh("1x1")
     for step, loss in enumerate([3.0, 1.0, None, 2.0, 2.5, None], start=1):
         checkpoints.save(step, now, loss)
-    checkpoints.close()
-    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [2, 5, 6]
-    with contextlib.closing(Checkpoints(tmp_path)) as again:
-        assert (again.latest, again.best) == (6, 2)
+    checkpoints.wait()
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir()) == [2, 5, 6]
+    again = Checkpoints(tmp_path)
+    assert (again.latest, again.best) == (6, 2)
 
 
 def test_without_validation_the_latest_is_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, writable=True)
     assert checkpoints.latest is None and checkpoints.best is None
     checkpoints.save(1, fresh("1x1"), None)
-    checkpoints.close()
-    with contextlib.closing(Checkpoints(tmp_path)) as again:
-        assert again.best == 1
+    checkpoints.wait()
+    again = Checkpoints(tmp_path)
+    assert again.best == 1
+
+
+def saved(folder: pathlib.Path, losses: dict[int, float | None], keep: int = 3):
+    """Checkpoints of a state that tells the step; and the states."""
+    checkpoints, states = Checkpoints(folder, keep, writable=True), {}
+    for step, loss in losses.items():
+        states[step] = numbered(fresh("1x1", seed=step), step)
+        checkpoints.save(step, states[step], loss)
+    checkpoints.wait()
+    return states
+
+
+def warned(folder: pathlib.Path, which: str = "latest", **options) -> tuple[int, list[str]]:
+    """The sound checkpoint, and the warnings that finding it gave."""
+    warnings = []
+    return Checkpoints(folder, warn=warnings.append, **options).sound(which), warnings
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3, writable=True)
-    for step in (1, 2):
-        checkpoints.save(step, fresh("1x1"), None)
-    checkpoints.close()
-    (tmp_path / "2" / "commit_success.txt").unlink()
-    shutil.move(tmp_path / "2", tmp_path / "2.orbax-checkpoint-tmp")
-    with contextlib.closing(Checkpoints(tmp_path, writable=True)) as again:
-        assert again.latest == 1
+    saved(tmp_path, {1: None, 2: None})
+    (tmp_path / "2" / module.CHECKSUMS).unlink()
+    shutil.move(tmp_path / "2", tmp_path / "2.unfinished")
+    (tmp_path / "latest.json").write_text("1")
+    assert warned(tmp_path, writable=True) == (1, [])
+    assert not list(tmp_path.glob("2*")), "what is left of it is cleaned up"
+
+
+def flip(file: pathlib.Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_found(tmp_path):
+    saved(tmp_path / "good", {1: None, 2: None})
+    rng = np.random.default_rng(0)
+    for number, file in enumerate(sorted((tmp_path / "good" / "2").rglob("*"))):
+        if not file.is_file() or not file.stat().st_size:
+            continue
+        folder = pathlib.Path(shutil.copytree(tmp_path / "good", tmp_path / f"bad{number}"))
+        flip(folder / file.relative_to(tmp_path / "good"), int(rng.integers(8 * file.stat().st_size)))
+        step, warnings = warned(folder)
+        assert step == 1, file
+        (warning,) = warnings
+        assert f"damaged checkpoint {folder}/2: {file.relative_to(tmp_path / 'good' / '2')} is" in warning
+        assert "going back to step 1" in warning
+    assert number > 20
+
+
+def _truncated(folder):
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _file_missing(folder):
+    (folder / "optimizer" / "manifest.ocdbt").unlink()
+
+
+def _checksums_missing(folder):
+    (folder / module.CHECKSUMS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_truncated, "bytes instead of"),
+        (_file_missing, "optimizer/manifest.ocdbt is missing"),
+        (_checksums_missing, "checksums.json is missing"),
+        (shutil.rmtree, "it is gone"),
+    ],
+)
+def test_what_is_damaged_is_set_aside_and_saved_again(tmp_path, spoil, says):
+    saved(tmp_path, {1: None, 2: None, 3: None}, keep=2)
+    spoil(tmp_path / "3")
+    step, (warning,) = warned(tmp_path, writable=True)
+    assert step == 2 and f"{tmp_path}/3: " in warning and says in warning
+    assert warned(tmp_path, writable=True)[0] == 2
+    saved(tmp_path, {3: None}, keep=2)  # the good one of step 2 was not crowded out
+    assert warned(tmp_path) == (3, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "latest.json"]
+
+
+def test_the_best_that_is_damaged_gives_way_to_the_next_best(tmp_path):
+    saved(tmp_path, {1: 2.0, 2: 1.0, 3: 3.0})
+    (tmp_path / "2" / "optimizer" / "manifest.ocdbt").unlink()
+    decoder_only = Checkpoints(tmp_path).sound("best", ("decoder",))
+    assert decoder_only == 2, "what is not read is not looked at"
+    step, (warning,) = warned(tmp_path, "best")
+    assert step == 1 and "/2: optimizer/manifest.ocdbt is missing; going back to step 1" in warning
+    assert (tmp_path / "2").is_dir(), "who only reads moves nothing"
+
+
+def test_none_left_is_an_error_and_none_ever_saved_is_not(tmp_path):
+    assert warned(tmp_path / "new", writable=True) == (None, [])
+    saved(tmp_path, {1: None, 2: None})
+    for step in "12":
+        _truncated(tmp_path / step)
+    with pytest.raises(StorageError, match=r"no checkpoint is left \(.*/2: .* instead of .*/1: .* to begin again"):
+        warned(tmp_path)
+    shutil.rmtree(tmp_path / "1")
+    shutil.rmtree(tmp_path / "2")
+    with pytest.raises(StorageError, match="/2: it is gone"):
+        warned(tmp_path)
+
+
+def test_an_error_of_a_save_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch):
+    saved(tmp_path, {1: 1.0})
+    checkpoints = Checkpoints(tmp_path, writable=True)
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write", full)
+        checkpoints.save(2, fresh("1x1"), None)
+        says = rf"{tmp_path}/2: the checkpoint could not be written \(.*No space left on device.*step 1 is intact; make room"
+        with pytest.raises(StorageError, match=says):
+            checkpoints.wait()
+    assert warned(tmp_path) == (1, []) and not list(tmp_path.glob("2*")), "the disk is not left full"
+    checkpoints.save(2, fresh("1x1"), None)
+    checkpoints.wait()
+    assert warned(tmp_path) == (2, [])
+
+
+def test_polling_does_not_wait(tmp_path, monkeypatch):
+    checkpoints, go_on = Checkpoints(tmp_path, writable=True), threading.Event()
+    write = durable.write
+    monkeypatch.setattr(durable, "write", lambda *args: (go_on.wait(30), write(*args)))
+    checkpoints.save(1, fresh("1x1"), None)
+    checkpoints.poll()
+    assert checkpoints.latest is None
+    go_on.set()
+    checkpoints.wait()
+    assert checkpoints.latest == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads given up half-way
@@ -102,10 +228,7 @@ def test_another_model_is_told_apart(tmp_path):
     checkpoints = Checkpoints(tmp_path, writable=True)
     now = fresh("1x1")
     checkpoints.save(1, now, None)
-    checkpoints.close()
+    checkpoints.wait()
     wrong = dict(now.params["decoder"], norm=jnp.zeros((17,)))
-    with (
-        contextlib.closing(Checkpoints(tmp_path)) as again,
-        pytest.raises(UserError, match="not of this model"),
-    ):
-        again.restore_part(1, {"decoder": wrong})
+    with pytest.raises(UserError, match="not of this model"):
+        Checkpoints(tmp_path).restore_part(1, {"decoder": wrong})

@@ -1,0 +1,59 @@
+"""Tells when a run stalls: what it has been waiting for, and where every thread stands."""
+
+from __future__ import annotations
+
+import faulthandler
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+
+STACKS = "stalls.txt"
+
+
+class Watch:
+    """As a context, a thread that reports when `doing` was not called for some time, again and again; it stops nothing.
+
+    Args:
+      seconds: how long one thing may take.
+      folder: where `stalls.txt` gets the Python stacks of all threads.
+      tell: shows a sentence.
+    """
+
+    def __init__(self, seconds: float, folder: pathlib.Path, tell: Callable[[str], None]):
+        self._seconds, self._file, self._tell = seconds, folder / STACKS, tell
+        self._now = "starting", time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+
+    def doing(self, what: str) -> None:
+        """Something new is under way; the clock starts again."""
+        self._now = what, time.monotonic()
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        reported, count = None, 0
+        while not self._end.wait(min(1.0, self._seconds / 4)):
+            now = self._now
+            count = count if now is reported else 0
+            elapsed = time.monotonic() - now[1]
+            if elapsed >= self._seconds * (count + 1):
+                reported, count = now, count + 1
+                self._report(now[0], elapsed)
+
+    def _report(self, what: str, elapsed: float) -> None:
+        where = f"the stacks of all threads are in {self._file}"
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}: {what} for {elapsed:.0f} s", file=file, flush=True)
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            where = f"{self._file}: {error.strerror}"
+        self._tell(f"stalled: {what} for {elapsed:.0f} s (--training.stall-seconds={self._seconds:g}); {where}")

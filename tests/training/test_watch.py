@@ -1,0 +1,36 @@
+"""A stall is told, again and again, with what was under way and where."""
+
+import threading
+import time
+
+from alignx_jax.training import watch
+
+
+def test_a_stall_is_told_with_the_stacks(tmp_path):
+    told = []
+
+    def a_hung_call(go_on: threading.Event):
+        go_on.wait(20)
+
+    with watch.Watch(0.2, tmp_path, told.append) as one:
+        for step in range(10):  # never longer than the limit
+            one.doing(f"waiting for the device at step {step}")
+            time.sleep(0.02)
+        assert told == []
+        one.doing("waiting for the data of step 7")
+        a_hung_call_ends = threading.Event()
+        threading.Timer(0.9, a_hung_call_ends.set).start()
+        a_hung_call(a_hung_call_ends)
+    assert 2 <= len(told) <= 4, "it keeps reporting, once in each interval"
+    assert all("stalled: waiting for the data of step 7 for " in text for text in told)
+    assert f"{tmp_path / 'stalls.txt'}" in told[0] and "--training.stall-seconds=0.2" in told[0]
+    stacks = (tmp_path / "stalls.txt").read_text()
+    assert "in a_hung_call" in stacks and stacks.count("waiting for the data of step 7") == len(told)
+
+
+def test_a_folder_that_is_gone_hides_no_stall(tmp_path):
+    told = []
+    with watch.Watch(0.1, tmp_path / "gone", told.append) as one:
+        one.doing("saving step 3")
+        time.sleep(0.3)
+    assert "saving step 3" in told[0] and "No such file" in told[0]
