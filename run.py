@@ -13,6 +13,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from alignx_jax import config as configs
+from alignx_jax import exits, plan_table, sharding
 from alignx_jax import plan as planning
-from alignx_jax import plan_table, sharding
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.models import huggingface
-from alignx_jax.training import loop, progress, runs
+from alignx_jax.training import loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
@@ -64,6 +65,7 @@ class Session:
     config: Config
     mesh: Mesh
     console: Console
+    stop: stopping.Stop
     arguments: list[str]
     """Of the command line."""
 
@@ -143,7 +145,13 @@ def prepare(session: Session) -> None:
 
 
 def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
-    """Trains a stage and shows its validation losses before and after."""
+    """Trains a stage and shows its validation losses before and after; its folder is held meanwhile."""
+    session.stop.check()
+    with runs.hold(session.run / folder):
+        return _train(session, stage, folder, start)
+
+
+def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     source = session.source(start)
     session.console.rule(STAGES[folder], align="left")
     session.show_source(source)
@@ -163,7 +171,10 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
         session.mesh,
         session.console,
         STAGES[folder],
+        session.stop,
     )
+    if result.skipped:
+        session.line("skipped", f"{result.skipped} updates that were not finite (metrics.jsonl has the steps)")
     if "loss" in result.after:
         session.console.print(progress.change_table(f"{STAGES[folder]}: validation", result.before, result.after))
     session.line("results", f"{result.folder} (best checkpoint: step {result.best_step})")
@@ -209,6 +220,7 @@ def stage_2_start(session: Session) -> str:
 
 def evaluate(session: Session, models: list[str]) -> None:
     """Every measure of every model: tables, and evaluation.json, report.html and TensorBoard in the run's folder."""
+    session.stop.check()
     config = session.config
     session.console.rule("evaluate", align="left")
     material = evaluation.check(config)
@@ -322,40 +334,61 @@ def _axes(mesh: Mesh) -> str:
     return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
 
 
+def leave(code: int, what: object) -> NoReturn:
+    """Ends with one line on stderr: what happened, and what happened besides."""
+    text = "; ".join([str(what), *getattr(what, "__notes__", [])])
+    if code == exits.USER:
+        sys.exit(f"run.py: {text}")
+    print(f"run.py: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
 def main(arguments: list[str]) -> None:
-    console = Console(stderr=False)
     try:
-        config = parse(arguments)
-        if config.stage == "plan":
-            on = planning.machine(config)
-            plan(Session(config, on.mesh(config.mesh), console, arguments), on)
-            return
-        sharding.prepare_devices(config.mesh)
-        cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        session = Session(config, sharding.make_mesh(config.mesh), console, arguments)
-        with jax.set_mesh(session.mesh):
-            match config.stage:
-                case "prepare":
-                    prepare(session)
-                case "1":
-                    train(session, "1", "stage1", config.model or "sample")
-                case "2":
-                    train(session, "2", "stage2", stage_2_start(session))
-                case "evaluate":
-                    evaluate(session, models_of(session))
-                case "export":
-                    export(session)
-                case "all":
-                    everything(session)
+        with stopping.Stop() as stop:
+            start(arguments, stop)
     except UserError as error:
-        sys.exit(f"run.py: {error}")
-    except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(f"run.py: {error.filename}: {error.strerror}; give a path that can be read and written")
+        leave(exits.USER, error)
     except loop.Diverged as error:
-        sys.exit(f"run.py: training stopped: {error}\nagain: python run.py {shlex.join(arguments)}")
+        error.add_note(f"again: python run.py {shlex.join(arguments)}")
+        leave(exits.DIVERGED, error)
+    except exits.StorageError as error:
+        leave(exits.STORAGE, error)
+    except exits.Interrupted as error:
+        leave(exits.INTERRUPTED, error)
+    except OSError as error:
+        code = exits.of_os_error(error)
+        if error.filename is None and code == exits.USER:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        leave(code, f"{where}{error.strerror}; give a path that can be read and written")
+
+
+def start(arguments: list[str], stop: stopping.Stop) -> None:
+    console = Console(stderr=False)
+    config = parse(arguments)
+    if config.stage == "plan":
+        on = planning.machine(config)
+        plan(Session(config, on.mesh(config.mesh), console, stop, arguments), on)
+        return
+    sharding.prepare_devices(config.mesh)
+    cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    session = Session(config, sharding.make_mesh(config.mesh), console, stop, arguments)
+    with jax.set_mesh(session.mesh):
+        match config.stage:
+            case "prepare":
+                prepare(session)
+            case "1":
+                train(session, "1", "stage1", config.model or "sample")
+            case "2":
+                train(session, "2", "stage2", stage_2_start(session))
+            case "evaluate":
+                evaluate(session, models_of(session))
+            case "export":
+                export(session)
+            case "all":
+                everything(session)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,9 @@ class TrainingConfig:
     """Steps between checkpoints (and at the end)."""
     keep: _Count = 2
     """Latest checkpoints kept, besides the best by validation loss."""
+    stall_seconds: _Positive = 600.0
+    """Seconds that a step, its data, a validation or a save may take before a stall is reported; it goes on all the
+    same."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,10 @@ class Config:
     `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
     compare: tuple[str, ...] = ()
     """Models that evaluate compares `model` with (the first is the baseline), or puts beside the stages of the run."""
+    accept_changes: bool = False
+    """Continue a stage with settings or data other than it was begun with; the former settings are kept beside."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite stops the run and is written down, or is left out and counted."""
     seed: _Size = 0
     """Seed of the data order, the pair classifier's initial weights, sampling and the bootstrap."""
     data: DataConfig = DataConfig()

@@ -101,11 +101,15 @@ class Split:
 
     def example_ids(self, step: int) -> list[str]:
         """Where the examples of a global batch come from: `file:line`, in the order of rows and slots."""
-        ids = []
+        return [record["origin"] for record in self.records(step)]
+
+    def records(self, step: int) -> list[dict]:
+        """What the examples of a global batch were made of, in the order of rows and slots."""
+        found = []
         for row in range(step * self.rows_per_step, (step + 1) * self.rows_per_step):
             for part, entry in map(self._entry, self._examples(row)):
-                ids.append(part.examples.corpus.records([entry["record"]])[0]["origin"])
-        return ids
+                found.append(part.examples.corpus.records([entry["record"]])[0])
+        return found
 
     def pairs(self, limit: int) -> list[tuple[str, str]]:
         """Source and target of at most `limit` of its records, each once, spread evenly over them."""

@@ -51,6 +51,15 @@ def _first_moment_in(dtype: jnp.dtype, tx: optax.GradientTransformation) -> opta
     return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
+def keep_unless(good: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """`new` where `good`, else `old` but for the schedule's count, which goes on: it is the position in the data."""
+
+    def choose(new, old):
+        return new if isinstance(new, optax.ScaleByScheduleState) else jnp.where(good, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
+
+
 def clip(gradients, norm: jax.Array, limit: float):
     """Scales by min(1, limit / (norm + 1e-6)), the coefficient of torch's clip_grad_norm_."""
     scale = jnp.minimum(1.0, limit / (norm + 1e-6))

@@ -6,10 +6,16 @@ model's configuration and tokenizer, so that it can be evaluated, exported or tr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import shutil
+import socket
+import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +27,8 @@ from alignx_jax.config import Config, UserError, from_json, to_json
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training.checkpoints import Checkpoints
+from alignx_jax.training import durable
+from alignx_jax.training.checkpoints import Checkpoints, to_stderr
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
@@ -38,7 +45,12 @@ _FREE = (
     "data.cache",
     "training.keep",
     "training.save_every",
+    "training.stall_seconds",
+    "accept_changes",
+    "on_nonfinite",  # a run that has come so far had no such step
 )
+# What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
+_SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -84,10 +96,8 @@ class Source:
             sharding.parameter_shardings({part: params}, mesh),
         )
         checkpoints = Checkpoints(self.run / "checkpoints")
-        try:
-            return checkpoints.restore_part(checkpoints.best, like)[part]
-        finally:
-            checkpoints.close()
+        step = checkpoints.sound("best", ("decoder", "classifier"))  # both, so that all parts come from the same one
+        return checkpoints.restore_part(step, like)[part]
 
 
 def random_decoder(config: families.DecoderConfig) -> Decoder:
@@ -123,38 +133,123 @@ def find(path: str) -> Source:
 
 
 def _check_finished(folder: pathlib.Path) -> None:
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        if checkpoints.latest is None:
-            raise UserError(f"{folder}: this stage has saved no checkpoint yet; run it first")
-    finally:
-        checkpoints.close()
+    if Checkpoints(folder / "checkpoints").latest is None:
+        raise UserError(f"{folder}: this stage has no checkpoint, it has saved none yet or they are gone; run it first")
+
+
+@contextlib.contextmanager
+def hold(folder: pathlib.Path) -> Iterator[None]:
+    """Inside it no other run may use `folder`, a stage's. The lock is on a file beside it and ends with its process.
+
+    The lock is `flock`: of this machine, and across machines on NFS (Linux), Lustre (mounted with `flock`) and CephFS.
+    Process 0 holds it for all processes of a run.
+
+    Raises:
+      UserError: another run uses it; says who.
+    """
+    if jax.process_index():
+        yield
+        return
+    file = folder.with_name(folder.name + ".lock")
+    made = [parent for parent in file.parents if not parent.exists()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file, folder):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink()
+                for parent in made:  # a run that was refused leaves nothing
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                who = file.read().strip() or "which has just started"
+                raise UserError(
+                    f"{folder} is in use by another run ({who}); wait for it, stop it, or give another --run"
+                ) from None
+        except OSError as error:
+            to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
+            break
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # the one who held it has deleted it in between
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
+        file.flush()
+        yield
 
 
 def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> bool:
     """Whether `folder` is a stage's folder of `config` already; a new or empty one is not.
 
+    With `config.accept_changes`, settings and data may have changed: the new ones are written down, and the former
+    ones stay beside as `config.1.json` and `corpora.1.json`, and so on.
+
     Args:
       corpora: fingerprint of each source of data.
 
     Raises:
-      UserError: the folder belongs to another configuration, or the data have changed; names what differs.
+      UserError: the folder belongs to another configuration, or the data have changed, and that is not accepted or
+        cannot be, as the state's arrays depend on it; names what differs.
     """
     saved = folder / "config.json"
     if saved.is_file():
-        differences = _differences(from_json(saved.read_text(encoding="utf-8"), str(saved)), config)
-        if differences:
+        old = from_json(saved.read_text(encoding="utf-8"), str(saved))
+        differences = _differences(old, config)
+        listed = "; ".join(f"{k}: {there} there, {here} here" for k, (there, here) in differences.items())
+        if differences and not config.accept_changes:
             raise UserError(
-                f"{folder} belongs to another configuration ({'; '.join(differences)}); "
-                "give another --run, or delete the folder"
+                f"{folder} belongs to another configuration ({listed}); give another --run, delete the folder, or "
+                "--accept-changes to continue it with the changed settings"
+            )
+        if fixed := [k for k, (there, here) in differences.items() if _reshapes(k, there, here)]:
+            raise UserError(
+                f"{folder}: --accept-changes cannot change {', '.join(fixed)} ({listed}), which its checkpoints depend "
+                "on; give another --run"
             )
         known = json.loads((folder / "corpora.json").read_text(encoding="utf-8"))
-        if changed := sorted(k for k in corpora if known.get(k) != corpora[k]):
-            raise UserError(f"{folder} was begun with other content of {', '.join(changed)}; give another --run")
+        changed = sorted(k for k in corpora if known.get(k) != corpora[k])
+        if changed and not config.accept_changes:
+            raise UserError(
+                f"{folder} was begun with other content of {', '.join(changed)}; give another --run, "
+                "or --accept-changes"
+            )
+        if (differences or changed) and not jax.process_index():
+            _write_down(folder, config, corpora)
         return True
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
     return False
+
+
+def _reshapes(name: str, there: object, here: object) -> bool:
+    return name in _SHAPES and not (name.endswith(".weight") and there and here)
+
+
+def _write_down(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> None:
+    number = 1 + sum(1 for _ in folder.glob("config.*.json"))
+    for name, text in (("corpora", _corpora_text(corpora)), ("config", _config_text(config))):
+        shutil.copyfile(folder / f"{name}.json", folder / f"{name}.{number}.json")
+        durable.write(folder / f"{name}.json", text)
+
+
+def _config_text(config: Config) -> str:
+    """Without the permission to change it, which is given once."""
+    return to_json(dataclasses.replace(config, accept_changes=False)) + "\n"
+
+
+def _corpora_text(corpora: dict[str, str]) -> str:
+    return json.dumps(corpora, indent=2) + "\n"
 
 
 def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
@@ -163,11 +258,12 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "huggingface").mkdir(parents=True)
     copy_companions(source.huggingface, fresh / "huggingface")
-    (fresh / "corpora.json").write_text(json.dumps(corpora, indent=2) + "\n", encoding="utf-8")
-    (fresh / "config.json").write_text(to_json(config) + "\n", encoding="utf-8")
+    durable.write(fresh / "corpora.json", _corpora_text(corpora))
+    durable.write(fresh / "config.json", _config_text(config))
     if folder.is_dir():
         folder.rmdir()
     fresh.rename(folder)
+    durable.sync(folder.parent)
 
 
 def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
@@ -178,7 +274,9 @@ def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
             shutil.copyfile(file, to / file.name)
 
 
-def _differences(saved: Config, asked: Config) -> list[str]:
+def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
+    """Settings that may not differ and do: by their names, as saved and as asked for."""
+
     def flat(tree: dict, prefix: str = "") -> dict[str, object]:
         items = {}
         for key, value in tree.items():
@@ -186,4 +284,4 @@ def _differences(saved: Config, asked: Config) -> list[str]:
         return items
 
     old, new = (flat(json.loads(to_json(c))) for c in (saved, asked))
-    return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k] and not k.startswith(_FREE)]
+    return {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}

@@ -249,8 +249,13 @@ def train_step(
     recipe: Recipe,
     config: OptimizerConfig,
     steps: int,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One update. `steps` is the length of the whole run, which the schedule decays over."""
+    """One update. `steps` is the length of the whole run, which the schedule decays over.
+
+    With `skip_nonfinite`, a step whose loss or gradient is not finite changes neither parameters nor moments, and the
+    metric `skipped` is 1; its place in the schedule is used up, as its batch is.
+    """
     grads, metrics = gradients(state.params, batch, graph, recipe)
     norm = optax.tree.norm(grads)
     tx = optimizer.adamw(config, steps)
@@ -258,7 +263,18 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     rate = jnp.asarray(optimizer.schedule(config, steps)(state.step))
     metrics |= {"gradient_norm": norm, "learning_rate": rate}
+    if skip_nonfinite:
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        metrics["skipped"] = jnp.where(good, 0.0, 1.0)
+        params = jax.tree.map(functools.partial(jnp.where, good), params, state.params)
+        moments = optimizer.keep_unless(good, moments, state.optimizer)
     return TrainState(step=state.step + 1, params=params, optimizer=moments), metrics
+
+
+def all_finite(tree: TrainState) -> jax.Array:
+    """Whether no number of a state is infinite or NaN."""
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(finite))
 
 
 def validation_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, recipe: Recipe) -> tuple[Metrics, Metrics]:
