@@ -349,7 +349,7 @@ def main(arguments: list[str]) -> None:
             start(arguments, stop)
     except UserError as error:
         leave(exits.USER, error)
-    except loop.Diverged as error:
+    except exits.Diverged as error:
         error.add_note(f"again: python run.py {shlex.join(arguments)}")
         leave(exits.DIVERGED, error)
     except exits.StorageError as error:

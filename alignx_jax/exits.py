@@ -25,6 +25,10 @@ _STORAGE_ERRORS = {
 }
 
 
+class Diverged(RuntimeError):
+    """Training cannot go on: a loss or gradient is not finite, or an auxiliary loss does not reach the model."""
+
+
 class StorageError(RuntimeError):
     """Something could not be written or read back: the message says what, where, and what to do."""
 

@@ -55,7 +55,7 @@ class StageProgress:
 
     def step(self, step: int, metrics: dict[str, float]) -> float:
         """Shows a finished step; returns tokens a second since the clock started."""
-        self._tokens += metrics["tokens"]
+        self._tokens += 0.0 if metrics.get("skipped") else metrics["tokens"]
         elapsed = max(time.monotonic() - self._start, 1e-9)
         speed = self._tokens / elapsed
         text = f"{losses(metrics)}  {speed:,.0f} tokens/s"

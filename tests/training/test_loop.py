@@ -1,6 +1,5 @@
 """A whole stage: what it leaves behind, and that a killed run ends where an undisturbed one ends."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -92,8 +91,8 @@ def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
         params,
         sharding.parameter_shardings(params, mesh),
     )
-    with contextlib.closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        return jax.tree.leaves(jax.device_get(checkpoints.restore_part(step, {"decoder": like})))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    return jax.tree.leaves(jax.device_get(checkpoints.restore_part(step, {"decoder": like})))
 
 
 def records(folder: pathlib.Path) -> list[dict]:

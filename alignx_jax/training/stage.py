@@ -1,0 +1,264 @@
+"""A stage while it runs: from its last checkpoint, or the beginning, to its end, or to where it has to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+
+from alignx_jax import sharding
+from alignx_jax.batch import Batch
+from alignx_jax.config import Config
+from alignx_jax.data import pipeline
+from alignx_jax.exits import Diverged, Interrupted, StorageError
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training import metrics, nonfinite, progress, state, stopping, watch
+from alignx_jax.training import step as steps
+from alignx_jax.training.checkpoints import Checkpoints, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one stage compiles; shapes only, no weights."""
+
+    graph: nnx.GraphDef
+    recipe: steps.Recipe
+    like: state.TrainState
+    """Shapes, types and shardings of the state."""
+    train_step: jax.stages.Wrapped
+    begin: Callable[[Decoder], state.TrainState]
+    """The state before the first step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished stage shows."""
+
+    folder: pathlib.Path
+    before: dict[str, float]
+    """Validation losses before the first step; empty where nothing is held out."""
+    after: dict[str, float]
+    best_step: int
+    skipped: int
+    """Updates left out because they were not finite."""
+
+
+class Stage:
+    """The pieces that live as long as one stage does."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: pathlib.Path,
+        step: Step,
+        data: pipeline.Data,
+        mesh: Mesh,
+        console: Console,
+        stop: stopping.Stop,
+    ):
+        self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
+        self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
+        self.last = data.train.steps
+        self.all_finite = jax.jit(steps.all_finite)
+        self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
+        self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
+        self.log: metrics.MetricsLog | None = None
+        self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
+        self.skipped = 0  # updates left out
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def train(self, title: str, load: Callable[[], Decoder]) -> Result:
+        """From wherever the folder stands to the end; `load` is called at the beginning alone."""
+        try:
+            with self.watch:
+                self.start(load)
+                self.run(title)
+        except BaseException as error:
+            failure = _in_storage(error, self.folder)
+            try:
+                self.close()
+            except (OSError, StorageError) as second:
+                failure.add_note(str(_in_storage(second, self.folder)))
+            if failure is error:
+                raise
+            raise failure from error
+        self.close()
+        return self.result()
+
+    def start(self, load: Callable[[], Decoder]) -> None:
+        """Restores the newest checkpoint, or begins with the decoder and validates it."""
+        self.watch.doing("restoring the last checkpoint")
+        self.first = self.checkpoints.sound("latest") or 0
+        logged = metrics.read(self.folder, "train")
+        self.skipped = sum(record.get("skipped") or 0 for record in logged if record["step"] <= self.first)
+        self.log = metrics.MetricsLog(self.folder, self.first)
+        if gap := self.log.missing:
+            self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
+        if self.first >= self.last:
+            self.note(f"{self.folder}: all {self.last} steps are done already")
+        elif self.first:
+            self.state = self.checkpoints.restore(self.first, self.step.like)
+            self.note(f"continuing {self.folder} from step {self.first} of {self.last}")
+        else:
+            if logged:
+                self.note(f"{self.folder}: no checkpoint was saved before; beginning again ({len(logged)} steps)")
+            self.state = self.step.begin(load())
+            if not metrics.read(self.folder, "validation"):
+                self.validate(0)
+
+    def place(self, batch: Batch) -> Batch:
+        """This process's rows onto its devices."""
+        return jax.tree.map(lambda x: sharding.place_rows(x, self.mesh), batch)
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Steps `first`+1 to `last` with their batches."""
+        batches = self.data.train.batches(self.first, jax.process_index(), jax.process_count())
+        for step in range(self.first + 1, self.last + 1):
+            self.watch.doing(f"waiting for the data of step {step}")
+            yield step, next(batches)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Every loss over the validation split, divided once at its end; logged."""
+        totals = None
+        for batch in self.data.validation.batches(0, jax.process_index(), jax.process_count()):
+            self.watch.doing(f"validating after step {step}")
+            sums = self.validation_sums(self.state.params, self.place(batch))
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        values = {}
+        if totals is not None:
+            sums, weights = jax.device_get(totals)
+            values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
+            values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
+            self.log.write("validation", step, values)
+        return values
+
+    def run(self, title: str) -> None:
+        """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
+        waiting: tuple[int, dict[str, jax.Array]] | None = None
+        with (
+            contextlib.ExitStack() as to_finish,
+            progress.StageProgress(self.console, title, self.first, self.last) as bar,
+        ):
+            self.bar, begin = bar, time.monotonic()
+            for step, batch in self.batches():
+                first = step == self.first + 1
+                self.watch.doing(f"compiling step {step}" if first else f"waiting for the device at step {step}")
+                self.state, values = self.step.train_step(self.state, self.place(batch))
+                if waiting:
+                    self.report(*waiting)
+                waiting = step, values
+                if first:
+                    self.report(*waiting)
+                    waiting = None
+                    bar.note(f"first step after {time.monotonic() - begin:.0f} s of compilation")
+                    bar.restart_clock(step)
+                    to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
+                self.checkpoints.poll()
+                stopped = self.stop.reached(step)
+                validate = step % self.config.training.validate_every == 0 or step == self.last
+                if validate or stopped or step % self.config.training.save_every == 0:
+                    if waiting:
+                        self.report(*waiting)  # nothing is saved that was not looked at
+                    waiting = None
+                    self.save(step, validate)
+                if stopped and step < self.last:
+                    self.wait()
+                    raise Interrupted(
+                        f"stopped on request after step {step} of {self.last}, which is saved in {self.folder}; "
+                        "the same command goes on from there"
+                    )
+            self.wait()
+
+    def wait(self) -> None:
+        self.watch.doing("writing the last checkpoint")
+        self.checkpoints.wait()
+
+    def save(self, step: int, validate: bool) -> None:
+        loss = None
+        if validate:
+            values = self.validate(step)
+            if values:
+                self.bar.note(f"step {step}: validation {progress.losses(values)}")
+            loss = values.get("loss")
+        self.watch.doing(f"saving step {step}")
+        if not self.all_finite(self.state):
+            self._diverge(step, "the state after it is not finite")
+        self.log.sync()  # a checkpoint may find more metrics than its own, but never fewer
+        self.checkpoints.save(step, self.state, loss if loss is not None and math.isfinite(loss) else None)
+
+    def report(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Brings a finished step's metrics to the host, looks at them, shows and logs them."""
+        self.watch.doing(f"waiting for the device at step {step}")
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        if values.get("skipped"):
+            self.skipped += 1
+            self.bar.note(f"step {step}: {_not_finite(values)} not finite; update left out ({self.skipped} so far)")
+        else:
+            self._check(step, values)
+        values["tokens_per_second"] = self.bar.step(step, values)
+        self.log.write("train", step, values)
+
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        if bad := _not_finite(values):
+            self._diverge(step, f"{bad} not finite")
+        auxiliary = [k for k in self.plan.weights if k != "next_token"]
+        silent = {k for k in auxiliary if values["pairs"] > 1 and 0 in (values[k], values[f"reach/{k}"])}
+        for name in silent & self.silent:  # once may be chance: a step of nothing but duplicates has no negatives
+            raise Diverged(
+                f"steps {step - 1} and {step}: {name} is {values[name]} and the norm of its gradient at the pooled "
+                f"states {values[f'reach/{name}']}: the loss does not reach the model"
+            )
+        self.silent = silent
+
+    def _diverge(self, step: int, what: str) -> NoReturn:
+        self.checkpoints.wait()
+        good = self.checkpoints.latest
+        raise Diverged(
+            f"step {step}: {what}; {nonfinite.keep(self.folder, step, self.data.train)}; last good checkpoint: "
+            f"{'none' if good is None else f'{self.folder}/checkpoints/{good}'}; --on-nonfinite=skip leaves out such "
+            "an update"
+        )
+
+    def result(self) -> Result:
+        validations = {r["step"]: r for r in metrics.read(self.folder, "validation")}
+
+        def finite(step: int) -> dict[str, float]:
+            return {k: v for k, v in validations.get(step, {}).items() if v is not None}
+
+        return Result(self.folder, finite(0), finite(self.last), self.checkpoints.best, int(self.skipped))
+
+    def close(self) -> None:
+        """Ends what is being written; its errors are raised."""
+        try:
+            self.checkpoints.wait()
+        finally:
+            if self.log:
+                self.log.close()
+
+
+def _not_finite(values: dict[str, float]) -> str:
+    return ", ".join(k for k, v in values.items() if not math.isfinite(v))
+
+
+def _in_storage(error: BaseException, folder: pathlib.Path) -> BaseException:
+    """An error of the system while a stage runs, as a sentence."""
+    if not isinstance(error, OSError):
+        return error
+    return StorageError(
+        f"{error.filename or folder}: {reason(error)}; what was saved is kept; make room, or see to it that it can be "
+        "read and written, and start the same command again"
+    )

@@ -1,0 +1,332 @@
+"""What the loop does when it is stopped, continued elsewhere, fed with NaN, kept waiting, or cannot write."""
+
+import dataclasses
+import io
+import itertools
+import json
+import pathlib
+import re
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from alignx_jax import config as configs
+from alignx_jax import exits, sharding
+from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.models import families, huggingface
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.training import checkpoints, durable, loop, metrics, runs
+from alignx_jax.training.stopping import Stop
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 6
+
+
+class StopAfter(Stop):
+    """Asked to stop in the course of a step."""
+
+    def __init__(self, step: int | None = None):
+        super().__init__()
+        self._step = step
+
+    def reached(self, step: int) -> bool:
+        return step == self._step
+
+
+class Spoilt:
+    """Training data whose batch of one step is another one, or comes late."""
+
+    def __init__(self, split: pipeline.Split, step: int, change):
+        self._split, self._step, self._change = split, step, change
+
+    def __getattr__(self, name: str):
+        return getattr(self._split, name)
+
+    def batches(self, start: int = 0, *processes: int):
+        for step, batch in enumerate(self._split.batches(start, *processes), start + 1):
+            yield self._change(batch) if step == self._step else batch
+
+
+def with_nan(batch):
+    weights = batch.loss_weights.copy()
+    weights[0, 5] = np.nan
+    return dataclasses.replace(batch, loss_weights=weights)
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Trains a tiny model on a few lines, in this process."""
+
+    config: configs.Config
+    source: runs.Source
+    data: pipeline.Data
+    out: io.StringIO = dataclasses.field(default_factory=io.StringIO)
+
+    def __call__(self, folder, mesh: str = "2x1", stop: int | None = None, data=None, **training) -> loop.Result:
+        top = {k: training.pop(k) for k in ("on_nonfinite",) if k in training}
+        config = dataclasses.replace(
+            self.config, run=str(folder), **top, training=dataclasses.replace(self.config.training, **training)
+        )
+        made = sharding.make_mesh(mesh)
+        with jax.set_mesh(made):
+            return loop.train(
+                config,
+                folder / "stage1",
+                self.source,
+                data or self.data,
+                made,
+                Console(file=self.out, width=1000),
+                "test",
+                StopAfter(stop),
+            )
+
+    def spoilt(self, step: int, change) -> pipeline.Data:
+        return dataclasses.replace(self.data, train=Spoilt(self.data.train, step, change))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    sample = runs.find("sample").huggingface
+    settings = huggingface.read_config(sample)
+    settings |= dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
+    model = folder / "model"
+    decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
+    huggingface.export(decoder, settings, model, np.float32, 1e9)
+    runs.copy_companions(sample, model)
+    languages = [("de", "Der Hund schläft", "The dog sleeps"), ("fr", "Le chat mange", "The cat eats")]
+    with (folder / "few.jsonl").open("w", encoding="utf-8") as file:
+        for n, (code, theirs, english) in zip(range(120), itertools.cycle(languages), strict=False):
+            record = {"src_lang": code, "tgt_lang": "en", "src": f"{theirs} {n}.", "tgt": f"{english} {n}."}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    base = configs.load(str(ROOT / "configs" / "sample.py"))
+    config = dataclasses.replace(
+        base,
+        model=str(model),
+        data=dataclasses.replace(
+            base.data, parallel=(str(folder / "few.jsonl"),), cache=str(folder / "cache"), validation=8, row_length=128
+        ),
+        training=dataclasses.replace(
+            base.training,
+            rows=8,
+            steps=STEPS,
+            epochs=1.0,
+            save_every=2,
+            validate_every=4,
+            keep=2,
+            compute_dtype="float32",
+        ),
+    )
+    source = runs.find(str(model))
+    data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
+    return config, source, data
+
+
+@pytest.fixture
+def train(prepared):
+    return Trainer(*prepared)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Trainer(*prepared)(folder)
+    return folder / "stage1"
+
+
+def saved(folder: pathlib.Path) -> list[int]:
+    return sorted(int(f.name) for f in (folder / "checkpoints").iterdir() if f.name.isdigit())
+
+
+def arrays(folder: pathlib.Path, step: int) -> list[np.ndarray]:
+    from orbax.checkpoint import v1 as ocp
+
+    return [np.asarray(x) for x in jax.tree.leaves(ocp.load_checkpointables(folder / "checkpoints" / str(step)))]
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Orbax: the shardings are those of the file
+def test_a_run_asked_to_stop_saves_and_ends_bit_for_bit_where_it_would_have(train, tmp_path, undisturbed):
+    with pytest.raises(exits.Interrupted, match=rf"after step 3 of {STEPS}, which is saved"):
+        train(tmp_path, stop=3)
+    there = tmp_path / "stage1"
+    assert saved(there)[-1] == 3 and [r["step"] for r in records(there) if r["kind"] == "train"] == [1, 2, 3]
+    with (there / "metrics.jsonl").open("a") as file:  # as if it had gone on and been killed before the next save
+        file.write('{"kind": "train", "step": 4, "loss": 0.0}\n{"kind": "validation", "step": 4, "lo')
+    train(tmp_path)
+    assert f"continuing {there} from step 3 of {STEPS}" in train.out.getvalue()
+    assert records(there) == records(undisturbed)
+    for a, b in zip(arrays(there, STEPS), arrays(undisturbed, STEPS), strict=True):
+        np.testing.assert_array_equal(a, b)
+    before = {f: f.read_bytes() for f in there.rglob("*") if f.is_file() and "tensorboard" not in f.parts}
+    result = train(tmp_path)
+    assert f"all {STEPS} steps are done already" in train.out.getvalue() and result.after["loss"] > 0
+    assert {f: f.read_bytes() for f in there.rglob("*") if f.is_file() and "tensorboard" not in f.parts} == before
+
+
+@pytest.mark.slow
+def test_other_meshes_go_on_with_the_same_data(train, tmp_path, undisturbed):
+    for mesh, stop in (("8x1", 2), ("4x2", 4)):
+        with pytest.raises(exits.Interrupted):
+            train(tmp_path, mesh, stop)
+    train(tmp_path, "2x1")
+    mixed, whole = records(tmp_path / "stage1"), records(undisturbed)
+    assert [(r["kind"], r["step"], r.get("tokens"), r.get("pairs")) for r in mixed] == [
+        (r["kind"], r["step"], r.get("tokens"), r.get("pairs")) for r in whole
+    ]
+    for a, b in zip(mixed, whole, strict=True):
+        for name in ("loss", "next_token", "contrastive", "language_matching"):
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
+
+
+def test_a_checkpoint_never_has_fewer_metrics_than_its_own(train, tmp_path, monkeypatch):
+    """They are on disk before its writing begins: whatever is lost later, none up to its step is."""
+    log, happened = metrics.MetricsLog.sync, []
+
+    def sync(self):
+        log(self)
+        happened.append((tmp_path / "stage1" / "metrics.jsonl").read_text().count('"train"'))
+
+    save = checkpoints.Checkpoints.save
+    monkeypatch.setattr(metrics.MetricsLog, "sync", sync)
+    monkeypatch.setattr(
+        checkpoints.Checkpoints, "save", lambda self, step, *rest: (happened.append(-step), save(self, step, *rest))
+    )
+    train(tmp_path)
+    assert happened == [2, -2, 4, -4, 6, -6]
+
+
+def test_what_is_not_finite_stops_the_run_and_is_kept(train, tmp_path):
+    with pytest.raises(exits.Diverged) as stopped:
+        train(tmp_path, data=train.spoilt(4, with_nan))
+    there, ids = tmp_path / "stage1", train.data.train.example_ids(3)
+    message = str(stopped.value)
+    assert message.startswith("step 4: gradient_norm, loss, next_token, tokens not finite; ")
+    assert f"examples {', '.join(ids[:3])} and {len(ids) - 3} more" in message
+    assert f"last good checkpoint: {there}/checkpoints/2;" in message and "--on-nonfinite=skip" in message
+    assert saved(there) == [2]
+    batch = np.load(there / "nonfinite-4" / "batch.npz", allow_pickle=False)
+    np.testing.assert_array_equal(batch["tokens"], next(iter(train.data.train.batches(3))).tokens)
+    assert np.isnan(batch["loss_weights"][0, 5])
+    lines = (there / "nonfinite-4" / "examples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["origin"] for line in lines] == ids and "source" in json.loads(lines[0])
+
+
+def test_what_is_not_finite_is_left_out_if_asked_for(train, tmp_path):
+    with pytest.raises(exits.Diverged):
+        train(tmp_path, data=train.spoilt(3, with_nan))
+    result = train(tmp_path, data=train.spoilt(3, with_nan), on_nonfinite="skip")  # the same run goes on
+    assert result.skipped == 1 and result.best_step
+    there = {r["step"]: r for r in records(tmp_path / "stage1") if r["kind"] == "train"}
+    assert sorted(there) == list(range(1, STEPS + 1)) and there[3]["loss"] is None
+    assert [there[n].get("skipped") for n in range(3, STEPS + 1)] == [1, 0, 0, 0]
+    assert (
+        "step 3: gradient_norm, loss, next_token, tokens not finite" in train.out.getvalue()
+        and "update left out (1 so far)" in train.out.getvalue()
+    )
+
+
+def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path, monkeypatch):
+    build = loop.build_step
+
+    def spoiling(*args):
+        step = build(*args)
+
+        def train_step(state, batch):
+            state, values = step.train_step(state, batch)
+            norm = state.params["decoder"]["norm"]
+            nan = jax.device_put(norm.at[3].set(np.nan), norm.sharding)
+            params = {**state.params, "decoder": {**state.params["decoder"], "norm": nan}}
+            return (dataclasses.replace(state, params=params) if state.step == 2 else state), values
+
+        return dataclasses.replace(step, train_step=train_step)
+
+    monkeypatch.setattr(loop, "build_step", spoiling)
+    with pytest.raises(exits.Diverged, match="step 2: the state after it is not finite"):
+        train(tmp_path)
+    assert saved(tmp_path / "stage1") == []
+
+
+@pytest.mark.parametrize("where", ["data", "device"])
+def test_a_stall_is_told(train, tmp_path, monkeypatch, where):
+    build, data = loop.build_step, None
+
+    def slow_call(value):
+        time.sleep(1.5)
+        return value
+
+    def slow(*args):
+        step, count = build(*args), itertools.count(1)
+        return dataclasses.replace(
+            step, train_step=lambda *given: (slow_call if next(count) == 3 else lambda x: x)(step.train_step(*given))
+        )
+
+    if where == "data":
+        data = train.spoilt(3, slow_call)
+    else:
+        monkeypatch.setattr(loop, "build_step", slow)
+    train(tmp_path, data=data, stall_seconds=1.0)
+    said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 for", train.out.getvalue())
+    assert said == [f"waiting for the {where}"]
+    assert "in slow_call" in (tmp_path / "stage1" / "stalls.txt").read_text()
+
+
+class Full:
+    """A disk without room for checksums from some step on."""
+
+    def __init__(self, monkeypatch, step: int):
+        self._write, self._step = durable.write, step
+        monkeypatch.setattr(durable, "write", self)
+
+    def __call__(self, path: pathlib.Path, text: str) -> None:
+        if path.name == checkpoints.CHECKSUMS and int(path.parent.name.split(".")[0]) >= self._step:
+            raise OSError(28, "No space left on device", str(path))
+        self._write(path, text)
+
+
+def test_a_save_that_fails_stops_the_run_before_the_next_one(train, tmp_path, monkeypatch):
+    Full(monkeypatch, 4)
+    with pytest.raises(exits.StorageError, match=r"checkpoints/4: .*No space left on device.* step 2 is intact"):
+        train(tmp_path, save_every=2)
+    assert saved(tmp_path / "stage1") == [2]
+    monkeypatch.undo()
+    train(tmp_path)
+    assert saved(tmp_path / "stage1")[-1] == STEPS
+
+
+def test_closing_hides_neither_error(train, tmp_path, monkeypatch):
+    """A save fails in the background, and then something else before anyone has looked."""
+    Full(monkeypatch, 2)
+    monkeypatch.setattr(checkpoints.Checkpoints, "poll", lambda self: None)
+
+    def broken(batch):
+        raise RuntimeError("the data source broke")
+
+    with pytest.raises(RuntimeError, match="the data source broke") as stopped:
+        train(tmp_path, data=train.spoilt(3, broken))
+    (note,) = stopped.value.__notes__
+    assert "checkpoints/2: the checkpoint could not be written (No space left on device)" in note
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_a_sentence(train, tmp_path, monkeypatch):
+    write = metrics.MetricsLog.write
+
+    def full(self, kind, step, values):
+        if step == 3:
+            raise OSError(28, "No space left on device")
+        write(self, kind, step, values)
+
+    monkeypatch.setattr(metrics.MetricsLog, "write", full)
+    with pytest.raises(
+        exits.StorageError, match=rf"^{tmp_path}/stage1: No space left on device; what was saved is kept"
+    ):
+        train(tmp_path)
+    assert saved(tmp_path / "stage1") == [2]
