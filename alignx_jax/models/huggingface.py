@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
+from alignx_jax.exits import StorageError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import FAMILIES, DecoderConfig, Weight, decoder_config
 
@@ -222,7 +223,11 @@ def export(
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
         tensors = {k: _tensor(params, decoder.config, k, w, layer, dtype) for k, (w, layer) in shard.items()}
-        safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # such as a full disk
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(f"{partial / name}: {error}; make room, and start the same command again") from error
     if len(shards) > 1:
         size = sum(math.prod(w.tensor_shape(decoder.config)) for s in shards for w, _ in s.values()) * dtype.itemsize
         files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}

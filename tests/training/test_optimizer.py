@@ -22,14 +22,21 @@ def gradients() -> np.ndarray:
     return (rng.normal(size=(STEPS, 64)) * 10.0 ** rng.uniform(-4, 0, 64)).astype(np.float32)
 
 
-def dense(moment_dtype) -> np.ndarray:
-    """Weights after all steps (Loshchilov and Hutter, arXiv 1711.05101), the first moment rounded after each."""
-    weights, mean, square = np.ones(64), np.zeros(64, moment_dtype), np.zeros(64)
+def dense(moment_dtype, without: int | None = None) -> np.ndarray:
+    """Weights after all steps (Loshchilov and Hutter, arXiv 1711.05101), the first moment rounded after each.
+
+    Args:
+      without: a step that there is only in the schedule.
+    """
+    weights, mean, square, updates = np.ones(64), np.zeros(64, moment_dtype), np.zeros(64), 0
     for n, gradient in enumerate(gradients().astype(np.float64)):
+        if n == without:
+            continue
+        updates += 1
         fresh = SETTINGS.beta1 * mean.astype(np.float64) + (1 - SETTINGS.beta1) * gradient
         square = SETTINGS.beta2 * square + (1 - SETTINGS.beta2) * gradient**2
-        update = fresh / (1 - SETTINGS.beta1 ** (n + 1))
-        update /= np.sqrt(square / (1 - SETTINGS.beta2 ** (n + 1))) + SETTINGS.epsilon
+        update = fresh / (1 - SETTINGS.beta1**updates)
+        update /= np.sqrt(square / (1 - SETTINGS.beta2**updates)) + SETTINGS.epsilon
         rate = SETTINGS.learning_rate * (STEPS - n) / STEPS
         weights = weights - rate * (update + SETTINGS.weight_decay * weights)
         mean = fresh.astype(moment_dtype)
@@ -62,3 +69,16 @@ def test_the_weights_are_those_of_a_rounded_moment(moment_dtype):
     ours = rounded if moment_dtype == "bfloat16" else exact
     assert np.abs(weights - ours).max() < far / 3
     assert far < 0.01 * np.abs(exact - 1).max()
+
+
+def test_an_update_left_out_uses_up_its_place_in_the_schedule_alone():
+    settings = dataclasses.replace(SETTINGS, moment_dtype="float32")
+    tx = optimizer.adamw(settings, STEPS)
+    weights = jnp.ones(64)
+    state = tx.init(weights)
+    for n, gradient in enumerate(gradients()):
+        updates, new = tx.update(np.full_like(gradient, np.nan) if n == 7 else gradient, state, weights)
+        good = jnp.asarray(n != 7)
+        weights = jnp.where(good, weights + updates, weights)
+        state = optimizer.keep_unless(good, new, state)
+    np.testing.assert_allclose(weights, dense(np.float32, without=7), rtol=2e-6)
