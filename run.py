@@ -30,7 +30,7 @@ from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.models import huggingface
-from alignx_jax.training import loop, progress, runs, stopping
+from alignx_jax.training import durable, loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
@@ -242,7 +242,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     session.console.print(report.terminal_table(results))
     session.run.mkdir(parents=True, exist_ok=True)
     path = session.run / "evaluation.json"
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     page = report.write(results, session.run)
     report.to_tensorboard(results, session.run / "evaluation")
     session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
@@ -307,7 +307,7 @@ def plan(session: Session, on: planning.Machine) -> None:
     path = session.run / "plan.json"
     command = f"python run.py {shlex.join(session.arguments)}"
     results = {"command": command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    durable.write(path, json.dumps(results, indent=1) + "\n")
     session.line("results", str(path))
 
 

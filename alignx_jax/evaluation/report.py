@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import cells, figures, tables, verdict
+from alignx_jax.training import durable
 
 _SECTIONS = {
     "verdict": "In short",
@@ -50,7 +51,7 @@ def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
     page = environment.get_template("report.html.jinja").render(_context(results))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    durable.write(path, page)
     return path
 
 
