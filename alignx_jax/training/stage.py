@@ -197,6 +197,8 @@ class Stage:
         self.watch.doing(f"saving step {step}")
         if not self.all_finite(self.state):
             self._diverge(step, "the state after it is not finite")
+        if not (self.folder / "config.json").is_file():
+            raise StorageError(f"{self.folder} is gone: nothing can be saved; bring it back, or begin again elsewhere")
         self.log.sync()  # a checkpoint may find more metrics than its own, but never fewer
         self.checkpoints.save(step, self.state, loss if loss is not None and math.isfinite(loss) else None)
 
@@ -226,9 +228,11 @@ class Stage:
 
     def _diverge(self, step: int, what: str) -> NoReturn:
         self.checkpoints.wait()
-        good = self.checkpoints.latest
+        good, kept = self.checkpoints.latest, "process 0 names its examples"
+        if not jax.process_index():
+            kept = nonfinite.keep(self.folder, step, self.data.train)
         raise Diverged(
-            f"step {step}: {what}; {nonfinite.keep(self.folder, step, self.data.train)}; last good checkpoint: "
+            f"step {step}: {what}; {kept}; last good checkpoint: "
             f"{'none' if good is None else f'{self.folder}/checkpoints/{good}'}; --on-nonfinite=skip leaves out such "
             "an update"
         )

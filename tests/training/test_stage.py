@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import time
 import warnings
 
@@ -337,3 +338,15 @@ def test_metrics_that_cannot_be_written_stop_the_run_with_a_sentence(train, tmp_
     ):
         train(tmp_path)
     assert saved(tmp_path / "stage1") == [2]
+
+
+def test_a_folder_that_is_gone_is_not_begun_anew(train, tmp_path):
+    there = tmp_path / "stage1"
+
+    def deletes(batch):
+        shutil.rmtree(there)
+        return batch
+
+    with pytest.raises(exits.StorageError, match=rf"{there} is gone: nothing can be saved"):
+        train(tmp_path, data=train.spoilt(2, deletes))  # nothing is being saved
+    assert not there.exists()
