@@ -19,7 +19,8 @@ from alignx_jax import config as configs
 from alignx_jax import hlo, hlo_cost, plan, plan_table, sharding
 from alignx_jax.config import Config, ContrastiveConfig, DataConfig, LanguageMatchingConfig, ObjectiveConfig, UserError
 from alignx_jax.data import packing
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.models.rope import Rope
 from alignx_jax.training import optimizer, runs, state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -15,8 +15,9 @@ from jax.sharding import AxisType
 from alignx_jax import sharding
 from alignx_jax.config import UserError
 from alignx_jax.models import attention
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models.rope import Rope
 
 AXES = {"axis_names": ("data", "model"), "axis_types": (AxisType.Auto,) * 2}
 KERNELS = {  # as they are called in lowered programs: forward, backward

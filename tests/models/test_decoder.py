@@ -11,8 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from alignx_jax import sharding
 from alignx_jax.models import huggingface
-from alignx_jax.models.decoder import Decoder, rope_frequencies
-from alignx_jax.models.families import Rope
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.models.rope import Rope, frequencies
 from tests.models import llamas
 
 REMATS = ("none", "attention", "block", "offload")
@@ -28,7 +28,7 @@ def assert_close(found, expected, where=True, atol=1e-4):
         np.testing.assert_array_less(np.abs(f - e).max(axis=-1) * where, atol)
 
 
-@pytest.mark.parametrize("variant", llamas.VARIANTS)
+@pytest.mark.parametrize("variant", [*llamas.VARIANTS, *llamas.OTHERS])
 def test_every_layers_states_and_logits_are_those_of_transformers(pair, variant):
     model, decoder = pair(variant)
     tokens = llamas.random_tokens(2, LENGTH)
@@ -123,7 +123,7 @@ def test_rope_frequencies_of_published_models(rope, head_dim):
         },
     )
     expected, _ = ROPE_INIT_FUNCTIONS[rope.kind](config, "cpu")
-    np.testing.assert_allclose(rope_frequencies(rope, head_dim), expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(frequencies(rope, head_dim), expected.numpy(), rtol=1e-6)
 
 
 def loss(params, graph, tokens, pool, remat="none", dtype=jnp.float32, layers=(1, 3)):

@@ -4,7 +4,8 @@ import pytest
 import transformers
 
 from alignx_jax.config import UserError
-from alignx_jax.models.families import FAMILIES, Rope, decoder_config
+from alignx_jax.models.families import FAMILIES, decoder_config
+from alignx_jax.models.rope import Rope
 
 LLAMA_31 = {
     "model_type": "llama",
