@@ -35,7 +35,7 @@ VARIANTS = {
 GQA = {"num_key_value_heads": 2, "head_dim": 16}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 QWEN = GQA | {"rms_norm_eps": 1e-6, "rope_parameters": YARN, "use_sliding_window": True, "sliding_window": 12}
-GEMMA = {"rms_norm_eps": 1e-6, "head_dim": 16, "hidden_size": 24, "tie_word_embeddings": True}
+GEMMA = {"rms_norm_eps": 1e-6, "head_dim": 16, "hidden_size": 36, "tie_word_embeddings": True}
 OTHERS = {
     # Mistral 7B v0.1: a window in every layer.
     "mistral": GQA | {"model_type": "mistral", "sliding_window": 12, "rms_norm_eps": 1e-5},
@@ -53,14 +53,14 @@ OTHERS = {
     "gemma": GEMMA | {"model_type": "gemma", "num_key_value_heads": 1},
     # Gemma 2 27B: the scalar is hidden_size / num_attention_heads, which head_dim is not.
     "gemma2": GEMMA
-    | {"model_type": "gemma2", "num_key_value_heads": 2, "query_pre_attn_scalar": 6, "sliding_window": 12},
+    | {"model_type": "gemma2", "num_key_value_heads": 2, "query_pre_attn_scalar": 9, "sliding_window": 12},
     # Gemma 3 27B: five local layers, then a global one whose positions are scaled; another local one begins anew.
     "gemma3": GEMMA
     | {
         "model_type": "gemma3_text",
         "num_key_value_heads": 2,
         "num_hidden_layers": 7,
-        "query_pre_attn_scalar": 6,
+        "query_pre_attn_scalar": 9,
         "sliding_window": 12,
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
