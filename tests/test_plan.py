@@ -82,6 +82,17 @@ def test_model_flops_are_six_for_each_weight_and_token_and_attention():
         assert found == ROWS * LENGTH * 6 * weights + ROWS * attention * share
 
 
+def test_model_flops_of_a_window_are_of_the_tokens_within_it():
+    config = dataclasses.replace(DECODER, window=48, local_layers=(True, True, False) * 2)
+    for causal in (False, True):
+        pairs = [sum(min(t + 1 if causal else LENGTH, w) for t in range(LENGTH)) for w in (48, 48, LENGTH)]
+        if causal:  # the diagonal is counted half, as in T^2 / 2
+            pairs = [n - w / 2 for n, w in zip(pairs, (48, 48, LENGTH), strict=True)]
+        attention = 12 * DECODER.head_dim * DECODER.num_heads * 2 * sum(pairs)
+        weights = 6 * ROWS * LENGTH * (DECODER.num_layers * layer_weights() + DECODER.vocab_size * DECODER.hidden_size)
+        assert plan.model_flops(config, ROWS, LENGTH, causal=causal) == weights + ROWS * attention
+
+
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("block", 1)])
 def test_compiled_flops_of_the_next_token_step_are_a_count_by_hand(remat, again):
     found = plan.measure(settings("1x1", NEXT_TOKEN, remat=remat), DECODER, CPU)

@@ -32,6 +32,9 @@ CONFIG = DecoderConfig(
     activation="silu",
     initializer_range=0.02,
     max_positions=64,
+    output_bias=True,
+    qk_norms=True,
+    post_norms=True,
 )
 
 

@@ -79,10 +79,17 @@ def read(config: Fields, max_positions: int, theta: float = 10000.0) -> Rope:
     Raises:
       UserError: a kind or field that is not supported, or an impossible value.
     """
-    config.only("partial_rotary_factor", 1)
-    name = "rope_parameters" if config.within("rope_parameters").names() else "rope_scaling"
+    name = _spelling(config)
     max_positions = config.get("original_max_position_embeddings", int, max_positions)
     return of_fields(config.within(name), max_positions, config.get("rope_theta", float, theta))
+
+
+def _spelling(config: Fields) -> str:
+    config.only("partial_rotary_factor", 1)
+    there = [name for name in ("rope_parameters", "rope_scaling") if config.within(name).names()]
+    if len(there) > 1:
+        raise config.error("has both rope_parameters and rope_scaling; leave out one")
+    return there[0] if there else "rope_parameters"
 
 
 def read_by_kind(config: Fields, max_positions: int) -> tuple[Rope, Rope]:
@@ -92,17 +99,14 @@ def read_by_kind(config: Fields, max_positions: int) -> tuple[Rope, Rope]:
     Raises:
       UserError: as `read`.
     """
+    theta, local_theta = config.get("rope_theta", float, 1e6), config.get("rope_local_base_freq", float, 1e4)
+    if _spelling(config) == "rope_scaling":
+        return of_fields(config.within("rope_scaling"), max_positions, theta), Rope(theta=local_theta)
     parameters = config.within("rope_parameters")
     if unknown := parameters.names() - {"full_attention", "sliding_attention"}:
         raise config.error(f"rope_parameters has {', '.join(sorted(unknown))}; expected an object for each layer type")
-    local_theta = config.get("rope_local_base_freq", float, 10000.0)
-    scaled = parameters if "full_attention" in parameters.names() else config
-    theta, name = (
-        config.get("rope_theta", float, 1000000.0),
-        "full_attention" if scaled is parameters else "rope_scaling",
-    )
-    local = of_fields(parameters.within("sliding_attention"), max_positions, local_theta)
-    return of_fields(scaled.within(name), max_positions, theta), local
+    everywhere, local = (parameters.within(f"{name}_attention") for name in ("full", "sliding"))
+    return of_fields(everywhere, max_positions, theta), of_fields(local, max_positions, local_theta)
 
 
 def of_fields(fields: Fields, max_positions: int, theta: float) -> Rope:
