@@ -159,18 +159,21 @@ class Plan:
 
 
 def model_flops(decoder: families.DecoderConfig, rows: int, length: int, *, causal: bool) -> float:
-    """FLOPs of a step that computes nothing twice: 6 N a token and 12 L H h T for attention, half of it if causal.
+    """FLOPs of a step that computes nothing twice: 6 N a token and 12 H h for each token that it attends to in a layer.
 
     The count of PaLM (arXiv 2204.02311, appendix B): N are the weights of matrix products, the output table among them
-    and the embedding table not, each 2 FLOPs forward and 4 backward; attention's two products a layer cost 2 T H h each
-    forward and twice that backward. Causal: a token attends to half of its row on average. The pair losses and, in a
-    packed row, the bounds of its examples are not counted.
+    and the embedding table not, each 2 FLOPs forward and 4 backward; attention's two products a layer cost 2 H h each
+    forward and twice that backward. A token attends to w tokens where the layer has a window of w < T, else to all T of
+    its row; causal: to w - w^2 / 2T on average, else to T / 2. The pair losses and, in a packed row, the bounds of its
+    examples are not counted.
     """
-    d, f, attended = decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim
-    layer = 2 * d * attended + 2 * d * decoder.num_kv_heads * decoder.head_dim + 3 * d * f
+    d, f, heads = decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim
+    layer = 2 * d * heads + 2 * d * decoder.num_kv_heads * decoder.head_dim + 3 * d * f
     weights = decoder.num_layers * layer + decoder.vocab_size * d
-    attention = 12 * decoder.num_layers * attended * length * (0.5 if causal else 1.0)
-    return rows * length * (6 * weights + attention)
+    local = sum(decoder.local_layers)
+    reaches = [length] * (decoder.num_layers - local) + [min(decoder.window or length, length)] * local
+    attended = sum(w - w * w / (2 * length) if causal else w for w in reaches)
+    return rows * length * (6 * weights + 12 * heads * attended)
 
 
 def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Plan:

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from alignx_jax.config import UserError
 
 if TYPE_CHECKING:
-    from alignx_jax.models.families import DecoderConfig
+    from alignx_jax.models.architecture import DecoderConfig
 
 # By the last names of a parameter's path. A leading [L] is the stacked layers, never sharded: scan slices it.
 _PARAMETERS: dict[tuple[str, ...], P] = {
@@ -35,7 +35,11 @@ _PARAMETERS: dict[tuple[str, ...], P] = {
     ("layers", "key_bias"): P(None, "model", None),  # [L,K,h]
     ("layers", "value_bias"): P(None, "model", None),  # [L,K,h]
     ("layers", "attention_output_bias"): P(None, None),  # [L,D]
+    ("layers", "query_norm"): P(None, None),  # [L,h]
+    ("layers", "key_norm"): P(None, None),  # [L,h]
+    ("layers", "attention_post_norm"): P(None, None),  # [L,D]
     ("layers", "mlp_norm"): P(None, None),  # [L,D]
+    ("layers", "mlp_post_norm"): P(None, None),  # [L,D]
     ("layers", "gate"): P(None, "data", "model"),  # [L,D,F]
     ("layers", "up"): P(None, "data", "model"),  # [L,D,F]
     ("layers", "down"): P(None, "model", "data"),  # [L,F,D]

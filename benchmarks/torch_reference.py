@@ -17,7 +17,7 @@ from typing import TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 from transformers.activations import ACT2FN
 
 SOURCE, TARGET = 1, 2  # marks in src_tgt_index
@@ -75,10 +75,10 @@ class LanguageMatchingClassifier(nn.Module):
 
 
 class AlignXTorch(nn.Module):
-    """A Llama with the losses of stage 1.
+    """A decoder, as published a Llama, with the losses of stage 1.
 
     Args:
-        folder: Hugging Face folder of a Llama; its `language_matching_classifier` weights, if any, are not read.
+        folder: Hugging Face folder of the decoder; its `language_matching_classifier` weights, if any, are not read.
         align_layer: layers run before the hidden state that the contrastive loss aligns.
         attn_implementation: "sdpa" or "eager". They differ where a query is fully masked: the last padding position.
     """
@@ -95,9 +95,10 @@ class AlignXTorch(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.llm = LlamaForCausalLM.from_pretrained(folder, attn_implementation=attn_implementation, dtype=dtype)
+        self.llm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attn_implementation, dtype=dtype)
         config = self.llm.config
-        self.language_matching_classifier = LanguageMatchingClassifier(config.hidden_size, 128, config.hidden_act)
+        activation = config.hidden_activation if hasattr(config, "hidden_activation") else config.hidden_act
+        self.language_matching_classifier = LanguageMatchingClassifier(config.hidden_size, 128, activation)
         self.language_matching_classifier.to(dtype)
         self.align_layer, self.temperature = align_layer, temperature
         self.weights = {"contrastive": contrastive_weight, "language_matching": language_matching_weight}

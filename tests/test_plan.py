@@ -19,7 +19,8 @@ from alignx_jax import config as configs
 from alignx_jax import hlo, hlo_cost, plan, plan_table, sharding
 from alignx_jax.config import Config, ContrastiveConfig, DataConfig, LanguageMatchingConfig, ObjectiveConfig, UserError
 from alignx_jax.data import packing
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.models.rope import Rope
 from alignx_jax.training import optimizer, runs, state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -79,6 +80,17 @@ def test_model_flops_are_six_for_each_weight_and_token_and_attention():
     for causal, share in ((False, 1), (True, 0.5)):
         found = plan.model_flops(padded, ROWS, LENGTH, causal=causal)
         assert found == ROWS * LENGTH * 6 * weights + ROWS * attention * share
+
+
+def test_model_flops_of_a_window_are_of_the_tokens_within_it():
+    config = dataclasses.replace(DECODER, window=48, local_layers=(True, True, False) * 2)
+    for causal in (False, True):
+        pairs = [sum(min(t + 1 if causal else LENGTH, w) for t in range(LENGTH)) for w in (48, 48, LENGTH)]
+        if causal:  # the diagonal is counted half, as in T^2 / 2
+            pairs = [n - w / 2 for n, w in zip(pairs, (48, 48, LENGTH), strict=True)]
+        attention = 12 * DECODER.head_dim * DECODER.num_heads * 2 * sum(pairs)
+        weights = 6 * ROWS * LENGTH * (DECODER.num_layers * layer_weights() + DECODER.vocab_size * DECODER.hidden_size)
+        assert plan.model_flops(config, ROWS, LENGTH, causal=causal) == weights + ROWS * attention
 
 
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("block", 1)])

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models.rope import Rope
 
 CONFIG = DecoderConfig(
     family="llama",
@@ -31,6 +32,9 @@ CONFIG = DecoderConfig(
     activation="silu",
     initializer_range=0.02,
     max_positions=64,
+    output_bias=True,
+    qk_norms=True,
+    post_norms=True,
 )
 
 

@@ -28,6 +28,7 @@ from alignx_jax.config import UserError
 from alignx_jax.data import packing, readers
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.models.attention import soft_cap
 from alignx_jax.models.decoder import Decoder
 
 TASKS = pathlib.Path(__file__).resolve().parent / "tasks"
@@ -162,7 +163,7 @@ def _scored(params, tokens_RxT, labels_RxT, positions_RxT, segments_RxT, *, grap
     def at_position(states_and_labels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states_RxD, labels_R = states_and_labels
         logits_VxR = jnp.einsum("vd,rd->vr", embedding_VxD, states_RxD, preferred_element_type=high)
-        logits_VxR = jnp.where(real_Vx1, logits_VxR, -jnp.inf)
+        logits_VxR = jnp.where(real_Vx1, soft_cap(logits_VxR, decoder.config.logit_cap), -jnp.inf)
         label_R = jnp.take_along_axis(logits_VxR, labels_R[None], axis=0)[0]
         return label_R - jax.nn.logsumexp(logits_VxR, axis=0), jnp.argmax(logits_VxR, axis=0) == labels_R
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from alignx_jax import sharding
-from alignx_jax.models import attention
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models import attention, rope
+from alignx_jax.models.architecture import DecoderConfig
 
 Remat = Literal["none", "attention", "block", "offload"]
 _BLOCK_INPUT = "block_input"  # the name of what `remat="offload"` moves to the host
@@ -37,33 +35,19 @@ class DecoderOutput:
     """Pooled states of each layer of `pooled_layers`, float32 (float64 under float64 compute); None without taps."""
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position of each pair of dimensions, [head_dim / 2] float64.
-
-    `linear` is position interpolation (arXiv 2306.15595). `llama3` keeps wavelengths shorter than
-    original_max_positions / high_freq_factor, divides those longer than original_max_positions / low_freq_factor
-    by the factor, and interpolates between (the Llama 3.1 release).
-    """
-    frequencies = rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "llama3":
-        turns = rope.original_max_positions * frequencies / (2 * math.pi)
-        share = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        kept = np.clip(share, 0.0, 1.0)
-        return frequencies * (kept + (1 - kept) / rope.factor)
-    return frequencies
-
-
 def _high(dtype: jnp.dtype) -> jnp.dtype:
     """The type of norms, angles, softmax and pools: float32, or float64 under float64 compute."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _rms_norm(x: jax.Array, weight_D: jax.Array, epsilon: float) -> jax.Array:
+def _rms_norm(x: jax.Array, weight: nnx.Param, config: DecoderConfig) -> jax.Array:
+    """Over the last axis, which the weight has."""
     high = x.astype(_high(x.dtype))
-    high = high * jax.lax.rsqrt(jnp.mean(jnp.square(high), axis=-1, keepdims=True) + epsilon)
-    return (high * weight_D.astype(high.dtype)[None, None, :]).astype(x.dtype)
+    high = high * jax.lax.rsqrt(jnp.mean(jnp.square(high), axis=-1, keepdims=True) + config.norm_epsilon)
+    scale = weight[...].astype(high.dtype)
+    if config.norm_offset:
+        scale += config.norm_offset
+    return (high * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(x.dtype)
 
 
 def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
@@ -72,6 +56,11 @@ def _rotate(x_RxTxHxh: jax.Array, cos_and_sin_2xRxTxf: jax.Array) -> jax.Array:
     first, second = jnp.split(x_RxTxHxh.astype(cos.dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_RxTxHxh.dtype)
+
+
+def of_kind(choices: Sequence[jax.Array], kind: jax.Array | None) -> jax.Array:
+    """The one of a layer's kind; the only one."""
+    return choices[0] if len(choices) == 1 else jax.lax.select_n(kind, *choices)
 
 
 def _linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
@@ -137,12 +126,16 @@ class Blocks(nnx.Module):
         def bias(present: bool, *shape: int) -> nnx.Param | None:
             return nnx.Param(jnp.zeros((config.num_layers, *shape), dtype)) if present else None
 
-        self.attention_norm = nnx.Param(jnp.ones((config.num_layers, d), dtype))
+        def norm(present: bool, size: int) -> nnx.Param | None:
+            return nnx.Param(jnp.full((config.num_layers, size), 1 - config.norm_offset, dtype)) if present else None
+
+        self.attention_norm, self.attention_post_norm = norm(True, d), norm(config.post_norms, d)
+        self.query_norm, self.key_norm = norm(config.qk_norms, h), norm(config.qk_norms, h)
         self.query, self.query_bias = normal(d, *q), bias(config.attention_bias, *q)
         self.key, self.key_bias = normal(d, *kv), bias(config.attention_bias, *kv)
         self.value, self.value_bias = normal(d, *kv), bias(config.attention_bias, *kv)
-        self.attention_output, self.attention_output_bias = normal(*q, d), bias(config.attention_bias, d)
-        self.mlp_norm = nnx.Param(jnp.ones((config.num_layers, d), dtype))
+        self.attention_output, self.attention_output_bias = normal(*q, d), bias(config.output_bias, d)
+        self.mlp_norm, self.mlp_post_norm = norm(True, d), norm(config.post_norms, d)
         self.gate, self.gate_bias = normal(d, f), bias(config.mlp_bias, f)
         self.up, self.up_bias = normal(d, f), bias(config.mlp_bias, f)
         self.down, self.down_bias = normal(f, d), bias(config.mlp_bias, d)
@@ -155,22 +148,28 @@ class Blocks(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """`mix` takes rotated q [R,T,H,h], k and v [R,T,K,h], and gives [R,T,H,h] and what else is to be returned."""
         with jax.named_scope("attention"):
-            y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm[...], self.config.norm_epsilon)
+            y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm, self.config)
             q_RxTxHxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.query, self.query_bias)
             k_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.key, self.key_bias)
             v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
+            if self.config.qk_norms:
+                q, k = _rms_norm(q, self.query_norm, self.config), _rms_norm(k, self.key_norm, self.config)
             q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
             mixed_RxTxHxh, kept = mix(q, k, v)
             mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
             y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
+            if self.config.post_norms:
+                y_RxTxD = _rms_norm(y_RxTxD, self.attention_post_norm, self.config)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
         with jax.named_scope("mlp"):
-            y_RxTxD = _rms_norm(x_RxTxD, self.mlp_norm[...], self.config.norm_epsilon)
+            y_RxTxD = _rms_norm(x_RxTxD, self.mlp_norm, self.config)
             gate_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.gate, self.gate_bias)
             up_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.up, self.up_bias)
             y_RxTxF = sharding.constrain(self.config.activation_function(gate_RxTxF) * up_RxTxF, "rows", None, "model")
             y_RxTxD = _linear("rtf,fd->rtd", y_RxTxF, self.down, self.down_bias)
+            if self.config.post_norms:
+                y_RxTxD = _rms_norm(y_RxTxD, self.mlp_post_norm, self.config)
             return sharding.constrain(x_RxTxD + y_RxTxD, "rows"), kept
 
 
@@ -178,13 +177,13 @@ class Decoder(nnx.Module):
     """A decoder-only language model. Parameters keep the dtype they are given; compute has its own."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
-        """Random weights: N(0, initializer_range), norms 1, biases and the padding of the vocabulary 0."""
+        """Random weights: N(0, initializer_range), norms 1 with their offset, biases and the vocabulary's padding 0."""
         self.config = config
         vocabulary = (config.padded_vocab_size, config.hidden_size)
         real_Vx1 = (jnp.arange(config.padded_vocab_size) < config.vocab_size)[:, None]
         self.embedding = nnx.Param(jnp.where(real_Vx1, _normal(config, rngs, vocabulary, dtype), 0))
         self.layers = Blocks(config, rngs=rngs, dtype=dtype)
-        self.norm = nnx.Param(jnp.ones((config.hidden_size,), dtype))
+        self.norm = nnx.Param(jnp.full((config.hidden_size,), 1 - config.norm_offset, dtype))
         if config.tie_embeddings:
             self.output = None
         else:
@@ -198,18 +197,39 @@ class Decoder(nnx.Module):
     def embed(self, tokens_RxT: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
         """What the first layer gets, [R,T,D]."""
         # Looked up in the master dtype, so that the gradients of a token's occurrences are summed in it.
-        return sharding.constrain_lookup(self.embedding[...][tokens_RxT].astype(compute_dtype))
+        x_RxTxD = sharding.constrain_lookup(self.embedding[...][tokens_RxT].astype(compute_dtype))
+        return x_RxTxD * self.config.hidden_size**0.5 if self.config.scale_embeddings else x_RxTxD
 
-    def rotations(self, positions_RxT: jax.Array, compute_dtype: jnp.dtype) -> jax.Array:
-        """Cosine and sine of the rotary angles, [2,R,T,f], float32 at least; the same for all layers."""
+    @property
+    def scores(self) -> attention.Scores:
+        return attention.Scores((self.config.query_scalar or self.config.head_dim) ** -0.5, self.config.attention_cap)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Of each kind of layer."""
+        return [kind.window for kind in self.config.kinds]
+
+    @property
+    def kind_of_layer(self) -> jax.Array | None:
+        """The number of each layer's kind, int32 [L]; None where all are of one."""
+        return jnp.array(self.config.local_layers, jnp.int32) if len(self.config.kinds) > 1 else None
+
+    def rotations(self, positions_RxT: jax.Array, compute_dtype: jnp.dtype) -> list[jax.Array]:
+        """Cosine and sine of the rotary angles, [2,R,T,f], float32 at least; of each kind of layer, or one for all."""
         high = _high(compute_dtype)
-        frequencies_f = jnp.asarray(rope_frequencies(self.config.rope, self.config.head_dim), high)
-        angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
-        return jnp.stack([jnp.cos(angles_RxTxf), jnp.sin(angles_RxTxf)])
+
+        def turned(r: rope.Rope) -> jax.Array:
+            frequencies_f = jnp.asarray(rope.frequencies(r, self.config.head_dim), high)
+            angles_RxTxf = positions_RxT.astype(high)[:, :, None] * frequencies_f[None, None, :]
+            cos_and_sin_2xRxTxf = jnp.stack([jnp.cos(angles_RxTxf), jnp.sin(angles_RxTxf)])
+            return cos_and_sin_2xRxTxf if r.attention_factor == 1 else cos_and_sin_2xRxTxf * r.attention_factor
+
+        ropes = [kind.rope for kind in self.config.kinds]
+        return [turned(r) for r in (ropes if len(set(ropes)) > 1 else ropes[:1])]
 
     def normalize(self, x_RxTxD: jax.Array) -> jax.Array:
         """The final norm, of what the last layer gives."""
-        return _rms_norm(x_RxTxD, self.norm[...], self.config.norm_epsilon)
+        return _rms_norm(x_RxTxD, self.norm, self.config)
 
     def __call__(
         self,
@@ -256,14 +276,14 @@ class Decoder(nnx.Module):
             )
             return pooled_PxRxKxD.at[index].set(sharding.constrain(pooled_RxKxD, "rows"))
 
-        cos_and_sin_2xRxTxf = self.rotations(positions_RxT, compute_dtype)
+        rotations = self.rotations(positions_RxT, compute_dtype)
         graph, stacked = nnx.split(self.layers)
+        mix = attention.over(segments_RxT, kernel, self.scores, self.windows)
 
-        mix = attention.over(segments_RxT, kernel)
-
-        def block(x_RxTxD: jax.Array, layer: nnx.State) -> jax.Array:
+        def block(x_RxTxD: jax.Array, layer: nnx.State, kind: jax.Array | None) -> jax.Array:
             x_RxTxD = checkpoint_name(x_RxTxD, _BLOCK_INPUT)
-            return nnx.merge(graph, layer)(x_RxTxD, cos_and_sin_2xRxTxf, lambda q, k, v: (mix(q, k, v), None))[0]
+            turns = of_kind(rotations, kind)
+            return nnx.merge(graph, layer)(x_RxTxD, turns, lambda q, k, v: (mix(q, k, v, kind), None))[0]
 
         if remat != "none":  # a scan's body shares nothing with its backward
             block = jax.checkpoint(block, prevent_cse=False, policy=_policy(remat, kernel))
@@ -273,9 +293,9 @@ class Decoder(nnx.Module):
         def tap(pooled_PxRxKxD: jax.Array, index: jax.Array, x_RxTxD: jax.Array) -> jax.Array:
             return jax.lax.cond(index >= 0, pool_into, lambda pooled, index, x: pooled, pooled_PxRxKxD, index, x_RxTxD)
 
-        def body(carry, layer_and_index):
-            (x_RxTxD, pooled_PxRxKxD), (layer, index) = carry, layer_and_index
-            x_RxTxD = block(x_RxTxD, layer)
+        def body(carry, of_layer):
+            (x_RxTxD, pooled_PxRxKxD), (layer, index, kind) = carry, of_layer
+            x_RxTxD = block(x_RxTxD, layer, kind)
             if pooled_PxRxKxD is not None:
                 pooled_PxRxKxD = tap(pooled_PxRxKxD, index, x_RxTxD)
             return (x_RxTxD, pooled_PxRxKxD), None
@@ -288,7 +308,8 @@ class Decoder(nnx.Module):
         if 0 in place:
             pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[0], x_RxTxD)
         inside_L = jnp.array([place.get(n, -1) if n < depth else -1 for n in range(1, depth + 1)])
-        (x_RxTxD, pooled_PxRxKxD), _ = jax.lax.scan(body, (x_RxTxD, pooled_PxRxKxD), (stacked, inside_L))
+        of_layers = stacked, inside_L, self.kind_of_layer
+        (x_RxTxD, pooled_PxRxKxD), _ = jax.lax.scan(body, (x_RxTxD, pooled_PxRxKxD), of_layers)
         x_RxTxD = self.normalize(x_RxTxD)
         if depth in place:
             pooled_PxRxKxD = pool_into(pooled_PxRxKxD, place[depth], x_RxTxD)

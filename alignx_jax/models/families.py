@@ -6,66 +6,14 @@ A new family is a row of `FAMILIES`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
-from typing import Any, Literal
-
-import jax
+from typing import Any
 
 from alignx_jax.config import UserError
-
-_VOCABULARY_MULTIPLE = 128
-_ACTIVATIONS = {"silu": jax.nn.silu}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding (arXiv 2104.09864) and how its frequencies are scaled for long contexts."""
-
-    kind: Literal["default", "linear", "llama3"] = "default"
-    theta: float = 10000.0
-    factor: float = 1.0
-    """Frequencies are divided by it: all of them (linear), or the low ones (llama3)."""
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-    original_max_positions: int = 0
-    """Tokens of the context before scaling (llama3)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """The architecture of a decoder; hashable, so that it can be static in a compiled function."""
-
-    family: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    norm_epsilon: float
-    rope: Rope
-    tie_embeddings: bool
-    attention_bias: bool
-    """On query, key, value and output."""
-    mlp_bias: bool
-    activation: str
-    """Name of the gate's function; `activation_function` is the function."""
-    initializer_range: float
-    """Standard deviation of random initial weights."""
-    max_positions: int
-    """Tokens of the context the model was made for."""
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """The next multiple of 128: a model axis divides it whatever the tokenizer. The padding is zeros."""
-        return -(-self.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-
-    @property
-    def activation_function(self) -> Callable[[jax.Array], jax.Array]:
-        return _ACTIVATIONS[self.activation]
+from alignx_jax.models import rope
+from alignx_jax.models.architecture import ACTIVATIONS, DecoderConfig
+from alignx_jax.models.fields import Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,22 +49,65 @@ class Weight:
         return tuple(math.prod(sizes) for sizes in self.split(config))
 
 
+def _weights() -> tuple[Weight, ...]:
+    """Of all families: a norm before the MLP is called otherwise where there is one after attention too."""
+
+    def layer(key: str, name: str, dims: tuple[str, ...], axes: tuple[int, ...], when=None, unless=None) -> Weight:
+        return Weight(f"model.layers.{{layer}}.{key}", ("layers", name), dims, axes, when, unless)
+
+    d, f, q, kv = "hidden_size", "intermediate_size", "num_heads head_dim", "num_kv_heads head_dim"
+    return (
+        Weight("model.embed_tokens.weight", ("embedding",), ("vocab_size", d), (0, 1)),
+        layer("input_layernorm.weight", "attention_norm", (d,), (0,)),
+        layer("self_attn.q_proj.weight", "query", (q, d), (2, 0, 1)),
+        layer("self_attn.k_proj.weight", "key", (kv, d), (2, 0, 1)),
+        layer("self_attn.v_proj.weight", "value", (kv, d), (2, 0, 1)),
+        layer("self_attn.o_proj.weight", "attention_output", (d, q), (1, 2, 0)),
+        layer("self_attn.q_proj.bias", "query_bias", (q,), (0, 1), "attention_bias"),
+        layer("self_attn.k_proj.bias", "key_bias", (kv,), (0, 1), "attention_bias"),
+        layer("self_attn.v_proj.bias", "value_bias", (kv,), (0, 1), "attention_bias"),
+        layer("self_attn.o_proj.bias", "attention_output_bias", (d,), (0,), "output_bias"),
+        layer("self_attn.q_norm.weight", "query_norm", ("head_dim",), (0,), "qk_norms"),
+        layer("self_attn.k_norm.weight", "key_norm", ("head_dim",), (0,), "qk_norms"),
+        layer("post_attention_layernorm.weight", "mlp_norm", (d,), (0,), unless="post_norms"),
+        layer("post_attention_layernorm.weight", "attention_post_norm", (d,), (0,), "post_norms"),
+        layer("pre_feedforward_layernorm.weight", "mlp_norm", (d,), (0,), "post_norms"),
+        layer("post_feedforward_layernorm.weight", "mlp_post_norm", (d,), (0,), "post_norms"),
+        layer("mlp.gate_proj.weight", "gate", (f, d), (1, 0)),
+        layer("mlp.up_proj.weight", "up", (f, d), (1, 0)),
+        layer("mlp.down_proj.weight", "down", (d, f), (1, 0)),
+        layer("mlp.gate_proj.bias", "gate_bias", (f,), (0,), "mlp_bias"),
+        layer("mlp.up_proj.bias", "up_bias", (f,), (0,), "mlp_bias"),
+        layer("mlp.down_proj.bias", "down_bias", (d,), (0,), "mlp_bias"),
+        Weight("model.norm.weight", ("norm",), (d,), (0,)),
+        Weight("lm_head.weight", ("output",), ("vocab_size", d), (0, 1), unless="tie_embeddings"),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """What is particular to the checkpoints of one `model_type`."""
 
-    read: Callable[[dict[str, Any], str], DecoderConfig]
-    """From a parsed config.json and its name."""
-    weights: tuple[Weight, ...]
-    """The first is the embedding table."""
     architecture: str
     """The transformers class that loads an export."""
-    tied_copy: str
+    read: Callable[[Fields], dict[str, Any]]
+    """The fields of `DecoderConfig` that are not read the same way for all, from a config.json."""
+    defaults: dict[str, Any]
+    """What transformers takes where a config.json lacks a field."""
+    activation: str = "hidden_act"
+    """The field that names the gate's function."""
+    refused: tuple[tuple[str, Any], ...] = ()
+    """Fields that may only have this value, besides those of all."""
+    tied_copy: str = "lm_head.weight"
     """Key that a checkpoint with tied embeddings may store a second copy of them under."""
-    passed_over: tuple[str, ...] = ()
-    """Keys (patterns of fnmatch) that may be in a checkpoint and are no part of the decoder."""
-    auxiliary_fields: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ("*.rotary_emb.inv_freq", "language_matching_classifier.*")
+    """Keys (patterns of fnmatch) that may be in a checkpoint and are no part of the decoder: buffers of old
+    checkpoints, and the pair classifier of the published AlignX ones."""
+    auxiliary_fields: tuple[str, ...] = ("align_layer", "contrastive_*", "lang_dict", "language_*", "num_languages")
     """Fields (patterns of fnmatch) of config.json that belong to such parts; left out of an export."""
+
+    weights: tuple[Weight, ...] = _weights()
+    """The first is the embedding table."""
 
     def table(self, config: DecoderConfig) -> list[Weight]:
         """The weights that a model of this configuration has."""
@@ -135,133 +126,171 @@ def decoder_config(config: dict[str, Any], where: str) -> DecoderConfig:
     """
     name = config.get("model_type")
     if name not in FAMILIES:
-        raise UserError(f"{where}: model_type {name!r} is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[name].read(config, where)
-
-
-def _field(config: dict[str, Any], where: str, name: str, kind: type, default: Any = None) -> Any:
-    """`config[name]`, or the default where it is absent or null; of `kind`, and above 0 if a number."""
-    value = config.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise UserError(f"{where}: the field {name} is missing")
-    number = kind is not bool and isinstance(value, int | float) and not isinstance(value, bool)
-    if not (isinstance(value, kind) or (kind is float and number)) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where}: {name} is {value!r}; expected {_KINDS[kind]}")
-    if number and not 0 < value < math.inf:
-        raise UserError(f"{where}: {name} is {value!r}; expected a number above 0")
-    return float(value) if kind is float else value
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
-
-
-def _read_rope(config: dict[str, Any], where: str) -> Rope:
-    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4)."""
-    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    fields = {"rope_theta": config.get("rope_theta")} | _field(config, where, name, dict, {})
-    where = f"{where}: {name}"
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    theta = _field(fields, where, "rope_theta", float, 10000.0)
-    if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise UserError(f"{where}: partial_rotary_factor is not supported; rotary embeddings of whole heads are")
-    match kind:
-        case "default":
-            return Rope(theta=theta)
-        case "linear":
-            return Rope("linear", theta, _field(fields, where, "factor", float))
-        case "llama3":
-            low, high = (_field(fields, where, f"{n}_freq_factor", float) for n in ("low", "high"))
-            if low >= high:
-                raise UserError(f"{where}: low_freq_factor {low} is not below high_freq_factor {high}")
-            return Rope(
-                "llama3",
-                theta,
-                _field(fields, where, "factor", float),
-                low,
-                high,
-                _field(fields, where, "original_max_position_embeddings", int),
-            )
-    raise UserError(f"{where}: rope type {kind!r} is not supported; supported: default, linear, llama3")
-
-
-def _read_llama(config: dict[str, Any], where: str) -> DecoderConfig:
-    def field(name: str, kind: type, default: Any = None) -> Any:
-        return _field(config, where, name, kind, default)
-
-    for name, plain in (("pretraining_tp", 1), ("quantization_config", None), ("attention_dropout", 0)):
-        if config.get(name) not in (plain, None):
-            raise UserError(f"{where}: {name} = {config[name]!r} is not supported; supported: {json.dumps(plain)}")
-    activation = field("hidden_act", str, "silu")
-    if activation not in _ACTIVATIONS:
-        raise UserError(f"{where}: hidden_act {activation!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    hidden, heads = field("hidden_size", int), field("num_attention_heads", int)
-    kv_heads = field("num_key_value_heads", int, heads)
+        hint = f" ({_HINTS[name]})" if name in _HINTS else ""
+        raise UserError(f"{where}: model_type {name!r} is not supported{hint}; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    fields = Fields(config, where, family.defaults)
+    for field, plain in (("quantization_config", None), ("attention_dropout", 0), *family.refused):
+        fields.only(field, plain)
+    hidden, heads = fields.get("hidden_size", int), fields.get("num_attention_heads", int)
+    kv_heads = fields.get("num_key_value_heads", int, heads)
     if heads % kv_heads:
-        raise UserError(f"{where}: {kv_heads} num_key_value_heads do not divide {heads} num_attention_heads")
-    if config.get("head_dim") is None and hidden % heads:
-        raise UserError(
-            f"{where}: {heads} num_attention_heads do not divide hidden_size {hidden}, and no head_dim is set"
-        )
-    head_dim = field("head_dim", int, hidden // heads)
+        raise fields.error(f"{kv_heads} num_key_value_heads do not divide {heads} num_attention_heads")
+    head_dim = fields.optional("head_dim", int)
+    if head_dim is None and hidden % heads:
+        raise fields.error(f"{heads} num_attention_heads do not divide hidden_size {hidden}, and no head_dim is set")
+    head_dim = head_dim or hidden // heads
     if head_dim % 2:
-        raise UserError(f"{where}: head_dim {head_dim} is odd; rotary embeddings turn pairs of dimensions")
+        raise fields.error(f"head_dim {head_dim} is odd; rotary embeddings turn pairs of dimensions")
+    read = {
+        "vocab_size": fields.get("vocab_size", int),
+        "intermediate_size": fields.get("intermediate_size", int),
+        "num_layers": fields.get("num_hidden_layers", int),
+        "norm_epsilon": fields.get("rms_norm_eps", float, 1e-6),
+        "tie_embeddings": fields.get("tie_word_embeddings", bool, False),
+        "attention_bias": False,
+        "mlp_bias": False,
+        "activation": fields.get(family.activation, str, "silu"),
+        "initializer_range": fields.get("initializer_range", float, 0.02),
+        "max_positions": fields.get("max_position_embeddings", int, 2048),
+    } | family.read(fields)
+    if read["activation"] not in ACTIVATIONS:
+        raise fields.error(
+            f"{family.activation} {read['activation']!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    if "rope" not in read:
+        read["rope"] = rope.read(fields, read["max_positions"])
     return DecoderConfig(
-        family="llama",
-        vocab_size=field("vocab_size", int),
-        hidden_size=hidden,
-        intermediate_size=field("intermediate_size", int),
-        num_layers=field("num_hidden_layers", int),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm_epsilon=field("rms_norm_eps", float, 1e-6),
-        rope=_read_rope(config, where),
-        tie_embeddings=field("tie_word_embeddings", bool, False),
-        attention_bias=field("attention_bias", bool, False),
-        mlp_bias=field("mlp_bias", bool, False),
-        activation=activation,
-        initializer_range=field("initializer_range", float, 0.02),
-        max_positions=field("max_position_embeddings", int, 2048),
+        family=name, hidden_size=hidden, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, **read
     )
 
 
-def _llama_weights() -> tuple[Weight, ...]:
-    def layer(key: str, name: str, dims: tuple[str, ...], axes: tuple[int, ...], when: str | None = None) -> Weight:
-        return Weight(f"model.layers.{{layer}}.{key}", ("layers", name), dims, axes, when)
+def _read_llama(fields: Fields) -> dict[str, Any]:
+    attention_bias = fields.get("attention_bias", bool, False)
+    return {
+        "attention_bias": attention_bias,
+        "output_bias": attention_bias,
+        "mlp_bias": fields.get("mlp_bias", bool, False),
+    }
 
-    d, f, q, kv = "hidden_size", "intermediate_size", "num_heads head_dim", "num_kv_heads head_dim"
-    return (
-        Weight("model.embed_tokens.weight", ("embedding",), ("vocab_size", d), (0, 1)),
-        layer("input_layernorm.weight", "attention_norm", (d,), (0,)),
-        layer("self_attn.q_proj.weight", "query", (q, d), (2, 0, 1)),
-        layer("self_attn.k_proj.weight", "key", (kv, d), (2, 0, 1)),
-        layer("self_attn.v_proj.weight", "value", (kv, d), (2, 0, 1)),
-        layer("self_attn.o_proj.weight", "attention_output", (d, q), (1, 2, 0)),
-        layer("self_attn.q_proj.bias", "query_bias", (q,), (0, 1), "attention_bias"),
-        layer("self_attn.k_proj.bias", "key_bias", (kv,), (0, 1), "attention_bias"),
-        layer("self_attn.v_proj.bias", "value_bias", (kv,), (0, 1), "attention_bias"),
-        layer("self_attn.o_proj.bias", "attention_output_bias", (d,), (0,), "attention_bias"),
-        layer("post_attention_layernorm.weight", "mlp_norm", (d,), (0,)),
-        layer("mlp.gate_proj.weight", "gate", (f, d), (1, 0)),
-        layer("mlp.up_proj.weight", "up", (f, d), (1, 0)),
-        layer("mlp.down_proj.weight", "down", (d, f), (1, 0)),
-        layer("mlp.gate_proj.bias", "gate_bias", (f,), (0,), "mlp_bias"),
-        layer("mlp.up_proj.bias", "up_bias", (f,), (0,), "mlp_bias"),
-        layer("mlp.down_proj.bias", "down_bias", (d,), (0,), "mlp_bias"),
-        Weight("model.norm.weight", ("norm",), (d,), (0,)),
-        Weight("lm_head.weight", ("output",), ("vocab_size", d), (0, 1), unless="tie_embeddings"),
-    )
 
+def _read_mistral(fields: Fields) -> dict[str, Any]:
+    return _locality(fields, lambda layer: fields.optional("sliding_window", int) is not None)
+
+
+def _read_qwen2(fields: Fields) -> dict[str, Any]:
+    if not fields.get("use_sliding_window", bool, False):
+        fields.only("layer_types", ["full_attention"] * fields.get("num_hidden_layers", int))
+        return {"attention_bias": True}
+    first = fields.get("max_window_layers", int)
+    return {"attention_bias": True} | _locality(fields, lambda layer: layer >= first)
+
+
+def _read_qwen3(fields: Fields) -> dict[str, Any]:
+    attention_bias = fields.get("attention_bias", bool, False)
+    return _read_qwen2(fields) | {"qk_norms": True, "attention_bias": attention_bias, "output_bias": attention_bias}
+
+
+def _read_gemma(fields: Fields) -> dict[str, Any]:
+    attention_bias = fields.get("attention_bias", bool, False)
+    return {
+        "norm_offset": 1.0,
+        "scale_embeddings": True,
+        "attention_bias": attention_bias,
+        "output_bias": attention_bias,
+    }
+
+
+def _read_gemma1(fields: Fields) -> dict[str, Any]:
+    fields.only("hidden_activation", "gelu_pytorch_tanh")  # which code that knows this field takes
+    named = fields.get("hidden_act", str)
+    # The first releases say gelu, and mean its approximation; transformers knows (GemmaConfig).
+    return _read_gemma(fields) | {"activation": "gelu_pytorch_tanh" if named == "gelu" else named}
+
+
+def _read_gemma2(fields: Fields) -> dict[str, Any]:
+    return {
+        **_read_gemma(fields),
+        "post_norms": True,
+        "query_scalar": fields.get("query_pre_attn_scalar", float),
+        "attention_cap": fields.optional("attn_logit_softcapping", float),
+        "logit_cap": fields.optional("final_logit_softcapping", float),
+        **_locality(fields, lambda layer: layer % 2 == 0),
+    }
+
+
+def _read_gemma3(fields: Fields) -> dict[str, Any]:
+    # transformers 5.24 reads this field and caps nothing: its attention is never given it.
+    fields.only("attn_logit_softcapping", None)
+    every = fields.get("sliding_window_pattern", int)
+    everywhere, local = rope.read_by_kind(fields, fields.get("max_position_embeddings", int))
+    return {
+        **_read_gemma2(fields),
+        "qk_norms": True,
+        "rope": everywhere,
+        "local_rope": local,
+        **_locality(fields, lambda layer: (layer + 1) % every != 0),
+    }
+
+
+def _locality(fields: Fields, by_default: Callable[[int], bool]) -> dict[str, Any]:
+    """Which layers are local, by `layer_types` if there are any, and their window."""
+    names, depth = ["full_attention", "sliding_attention"], fields.get("num_hidden_layers", int)
+    types = fields.get("layer_types", list, [names[by_default(layer)] for layer in range(depth)])
+    if len(types) != depth or not set(types) <= set(names):
+        raise fields.error(f"layer_types has to name each of {depth} layers {' or '.join(names)}")
+    if names[1] not in types:
+        return {}
+    return {"window": fields.get("sliding_window", int), "local_layers": tuple(t == names[1] for t in types)}
+
+
+_QWEN = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_GEMMA = {
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+_GEMMA2 = _GEMMA | {"num_attention_heads": 8, "num_key_value_heads": 4}
+_GEMMA2 |= {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+_ONE_WAY = (("use_bidirectional_attention", False),)
 
 FAMILIES = {
-    "llama": Family(
-        read=_read_llama,
-        weights=_llama_weights(),
-        architecture="LlamaForCausalLM",
-        tied_copy="lm_head.weight",
-        # Buffers of old Llama checkpoints, and the pair classifier of the published AlignX ones.
-        passed_over=("*.rotary_emb.inv_freq", "language_matching_classifier.*"),
-        auxiliary_fields=("align_layer", "contrastive_*", "lang_dict", "language_*", "num_languages"),
+    "llama": Family("LlamaForCausalLM", _read_llama, {}, refused=(("pretraining_tp", 1),)),
+    "mistral": Family(
+        "MistralForCausalLM",
+        _read_mistral,
+        {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+        refused=(("layer_types", None),),
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", _read_qwen2, _QWEN),
+    "qwen3": Family("Qwen3ForCausalLM", _read_qwen3, _QWEN | {"head_dim": 128}),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        _read_gemma1,
+        _GEMMA | {"num_attention_heads": 16, "num_key_value_heads": 16},
+        refused=_ONE_WAY,
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        _read_gemma2,
+        _GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        activation="hidden_activation",
+        refused=_ONE_WAY,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _read_gemma3,
+        _GEMMA2 | {"max_position_embeddings": 131072, "sliding_window_pattern": 6},
+        activation="hidden_activation",
+        refused=_ONE_WAY,
     ),
 }
+_HINTS = {"gemma3": "its checkpoints hold images' weights too; those of gemma3_text are"}

@@ -22,8 +22,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import sharding
-from alignx_jax.models.attention import attend, attention
-from alignx_jax.models.decoder import Decoder
+from alignx_jax.models.attention import attend, masked, soft_cap
+from alignx_jax.models.decoder import Decoder, of_kind
 
 _MIN_PROMPT = 32  # slots; longer prompts get a power of two, so that few programs are compiled
 _NONE = -1  # in the place of a token that is not there
@@ -206,15 +206,18 @@ def prefill(
     mask_RxPxP = (positions_RxP >= 0)[:, None, :] & jnp.tri(length, dtype=bool)[None]
     rotations = decoder.rotations(jnp.maximum(positions_RxP, 0), dtype)
     graph, stacked = nnx.split(decoder.layers)
+    attention = masked(mask_RxPxP, decoder.scores, decoder.windows)
 
-    def mix(q_RxPxHxh: jax.Array, k_RxPxKxh: jax.Array, v_RxPxKxh: jax.Array) -> tuple[jax.Array, Cache]:
-        kept = Cache(*(jnp.moveaxis(a, 1, 2) for a in (k_RxPxKxh, v_RxPxKxh)))
-        return attention(q_RxPxHxh, k_RxPxKxh, v_RxPxKxh, mask_RxPxP), kept
+    def body(x_RxPxD, layer_and_kind):
+        layer, kind = layer_and_kind
 
-    def body(x_RxPxD, layer):
-        return nnx.merge(graph, layer)(x_RxPxD, rotations, mix)
+        def mix(q_RxPxHxh: jax.Array, k_RxPxKxh: jax.Array, v_RxPxKxh: jax.Array) -> tuple[jax.Array, Cache]:
+            kept = Cache(*(jnp.moveaxis(a, 1, 2) for a in (k_RxPxKxh, v_RxPxKxh)))
+            return attention(q_RxPxHxh, k_RxPxKxh, v_RxPxKxh, kind), kept
 
-    x_RxPxD, cache = jax.lax.scan(body, decoder.embed(tokens_RxP, dtype), stacked)
+        return nnx.merge(graph, layer)(x_RxPxD, of_kind(rotations, kind), mix)
+
+    x_RxPxD, cache = jax.lax.scan(body, decoder.embed(tokens_RxP, dtype), (stacked, decoder.kind_of_layer))
     to_slots = ((0, 0),) * 3 + ((0, slots - length), (0, 0))
     cache = Cache(*(sharding.constrain(jnp.pad(a, to_slots), None, "rows", "model") for a in cache))
     return _logits(decoder, x_RxPxD[:, -1:])[:, 0], cache
@@ -234,13 +237,20 @@ def step(
 
     Args:
       positions_R: of the tokens, in their sequences.
-      visible_RxBxS: the slots that each token attends to, its own one of them.
+      visible_RxBxS: the slots that each token descends from, its own one of them.
     """
+    # A sequence's tokens are in the order of their slots, so that those within a window are the last visible ones.
+    windows, length = decoder.windows, visible_RxBxS.shape[2]
+    seen = [visible_RxBxS]
+    if any(windows):
+        back_RxBxS = jnp.cumsum(visible_RxBxS, axis=2, dtype=jnp.int32)
+        back_RxBxS = back_RxBxS[:, :, -1:] - back_RxBxS
+        seen = [visible_RxBxS & (back_RxBxS < (window or length)) for window in windows]
     rotations = decoder.rotations(positions_R[:, None], dtype)
     graph, stacked = nnx.split(decoder.layers)
 
-    def body(carry, layer_and_index):
-        (x_RxBxD, cache), (layer, index) = carry, layer_and_index
+    def body(carry, of_layer):
+        (x_RxBxD, cache), (layer, index, kind) = carry, of_layer
 
         def mix(q_RxBxHxh: jax.Array, k_RxBxKxh: jax.Array, v_RxBxKxh: jax.Array) -> tuple[jax.Array, Cache]:
             added = (
@@ -253,12 +263,12 @@ def step(
             rows, beams, heads, size = q_RxBxHxh.shape
             kv_heads = k_RxKxSxh.shape[1]
             q_RxKxGxBxh = jnp.moveaxis(q_RxBxHxh.reshape(rows, beams, kv_heads, heads // kv_heads, size), 1, 3)
-            mixed_RxKxGxBxh = attend(q_RxKxGxBxh, k_RxKxSxh, v_RxKxSxh, visible_RxBxS)
+            mixed_RxKxGxBxh = attend(q_RxKxGxBxh, k_RxKxSxh, v_RxKxSxh, of_kind(seen, kind), decoder.scores)
             return jnp.moveaxis(mixed_RxKxGxBxh, 3, 1).reshape(q_RxBxHxh.shape), written
 
-        return nnx.merge(graph, layer)(x_RxBxD, rotations, mix), None
+        return nnx.merge(graph, layer)(x_RxBxD, of_kind(rotations, kind), mix), None
 
-    inputs = stacked, jnp.arange(decoder.config.num_layers)
+    inputs = stacked, jnp.arange(decoder.config.num_layers), decoder.kind_of_layer
     (x_RxBxD, cache), _ = jax.lax.scan(body, (decoder.embed(tokens_RxB, dtype), cache), inputs)
     return _logits(decoder, x_RxBxD), cache
 
@@ -268,6 +278,7 @@ def _logits(decoder: Decoder, x_RxBxD: jax.Array) -> jax.Array:
     high, embedding_VxD = jnp.promote_types(x_RxBxD.dtype, jnp.float32), decoder.output_embedding.astype(x_RxBxD.dtype)
     hidden_RxBxD = sharding.constrain_to_table(decoder.normalize(x_RxBxD))
     logits_RxBxV = jnp.einsum("rbd,vd->rbv", hidden_RxBxD, embedding_VxD, preferred_element_type=high)
+    logits_RxBxV = soft_cap(logits_RxBxV, decoder.config.logit_cap)
     real_V = jnp.arange(embedding_VxD.shape[0]) < decoder.config.vocab_size
     return sharding.constrain(jnp.where(real_V[None, None], logits_RxBxV, -jnp.inf), "rows", None, "model")
 

@@ -18,6 +18,7 @@ def next_token(
     *,
     vocab_size: int,
     chunk: int,
+    cap: float | None = None,
 ) -> jax.Array:
     """Sum over t of loss_weights[t] * -log p(tokens[t] | state t-1); divide it by the sum of the weights.
 
@@ -30,32 +31,32 @@ def next_token(
       hidden_RxTxD: states after the final norm, in the compute dtype.
       embedding_VxD: output embedding in the master dtype, cast chunk by chunk; its gradient is summed in that dtype.
         Rows from `vocab_size` on are padding and get no probability.
+      cap: c of logits c tanh(states . embedding / c); None: as the products are.
     """
     labels_RxT, weights_RxT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens_RxT, loss_weights_RxT))
-    return _cross_entropy(
-        hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size, min(chunk, labels_RxT.shape[1])
-    )
+    chunk = min(chunk, labels_RxT.shape[1])
+    return _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size, chunk, cap)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: int, chunk: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size, chunk, cap) -> jax.Array:
     cast_VxD = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype))
 
     def add_chunk(total, xs):
         states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
-        return total + _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size)[0], None
+        return total + _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size, cap)[0], None
 
     xs = [_in_chunks(x, chunk) for x in (hidden_RxTxD, labels_RxT, weights_RxT)]
     return jax.lax.scan(add_chunk, jnp.zeros((), _high(hidden_RxTxD)), xs)[0]
 
 
-def _forward(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: int, chunk: int):
+def _forward(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: int, chunk: int, cap: float | None):
     cast_VxD, high = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype)), _high(hidden_RxTxD)
 
     def add_chunk(carry, xs):
         total, of_embedding_VxD = carry
         states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
-        loss, of_logits_VxN = _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size)
+        loss, of_logits_VxN = _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size, cap)
         of_logits_VxN = of_logits_VxN.astype(states_NxD.dtype)
         of_states_NxD = jnp.einsum("vn,vd->nd", of_logits_VxN, cast_VxD, preferred_element_type=high)
         of_embedding_VxD += jnp.einsum(
@@ -73,20 +74,23 @@ def _forward(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: i
     return total, (of_hidden_RxTxD, of_embedding_VxD)
 
 
-def _backward(vocab_size: int, chunk: int, gradients, scale: jax.Array):
+def _backward(vocab_size: int, chunk: int, cap: float | None, gradients, scale: jax.Array):
     return (*(g * scale.astype(g.dtype) for g in gradients), None, None)
 
 
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """The weighted sum of a chunk's losses, and its gradient by the logits [V,N].
+def _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size: int, cap: float | None):
+    """The weighted sum of a chunk's losses, and its gradient by the products of states and embedding [V,N].
 
     The vocabulary leads: in that order a CPU forms the three products faster (docs/decisions.md).
     """
     high, padded = _high(states_NxD), cast_VxD.shape[0]
     logits_VxN = jnp.einsum("vd,nd->vn", cast_VxD, states_NxD, preferred_element_type=high)
+    if cap is not None:
+        bent_VxN = jnp.tanh(logits_VxN / cap)
+        logits_VxN = cap * bent_VxN
     row_Vx1 = jnp.arange(padded)[:, None]
     if padded > vocab_size:
         logits_VxN = jnp.where(row_Vx1 < vocab_size, logits_VxN, -jnp.inf)
@@ -94,6 +98,8 @@ def _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size: int) -> tup
     label_N = jnp.take_along_axis(logits_VxN, labels_N[None], axis=0)[0]
     weights_N = weights_N.astype(high)
     of_logits_VxN = jnp.exp(logits_VxN - normalizer_N[None]) - (row_Vx1 == labels_N[None])
+    if cap is not None:
+        of_logits_VxN *= 1 - jnp.square(bent_VxN)
     return jnp.sum((normalizer_N - label_N) * weights_N), of_logits_VxN * weights_N[None]
 
 

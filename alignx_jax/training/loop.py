@@ -13,8 +13,8 @@ from alignx_jax import sharding
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
 from alignx_jax.models import attention
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.models.families import DecoderConfig
 from alignx_jax.training import optimizer, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
@@ -72,7 +72,8 @@ def group_rows(config: Config, mesh: Mesh) -> int:
 def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> attention.Choice:
     """How a stage computes attention, and why so: `attention.choose` for the devices of the mesh."""
     dtype = jnp.dtype(config.training.compute_dtype)
-    return attention.choose(config.training.attention, mesh.devices.flat[0].platform, decoder.head_dim, dtype)
+    platform = mesh.devices.flat[0].platform
+    return attention.choose(config.training.attention, platform, decoder.head_dim, dtype, decoder.attention_cap)
 
 
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:

@@ -130,6 +130,7 @@ def forward(model: AlignX, batch: Batch, recipe: Recipe) -> tuple[jax.Array, jax
         batch.loss_weights,
         vocab_size=decoder.config.vocab_size,
         chunk=recipe.objective.chunk,
+        cap=decoder.config.logit_cap,
     )
     return total, jnp.swapaxes(out.pooled_PxRxKxD, 0, 1) if recipe.taps else None
 

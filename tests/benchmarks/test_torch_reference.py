@@ -1,15 +1,14 @@
 """The PyTorch baseline against the arrays of the published code: losses, gradients, optimizer steps, padding."""
 
 import json
-import types
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import modeling_rope_utils
 from transformers.models.llama import modeling_llama
 
+from benchmarks import parity
 from benchmarks.torch_reference import AlignXTorch, collate, optimizer_and_schedule, train_step
 
 CASES = {"gqa_three_languages": 2, "tied_llama3_rope": 3}
@@ -29,16 +28,9 @@ def one_thread():
 
 
 @pytest.fixture
-def float64(monkeypatch):
-    """Where transformers widens to float32 (norms, rotary tables, eager softmax), widen to float64."""
-
-    class Wide(types.ModuleType):
-        def __getattr__(self, name):
-            return torch.float64 if name in ("float", "float32") else getattr(torch, name)
-
-    for module in (modeling_llama, modeling_rope_utils):
-        monkeypatch.setattr(module, "torch", Wide("torch"))
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+def float64():
+    with parity.float64(modeling_llama):
+        yield
 
 
 def load(folder, align_layer, attention="sdpa", dtype=torch.float64) -> AlignXTorch:

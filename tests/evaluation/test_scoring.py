@@ -78,9 +78,10 @@ def test_every_request_as_alone_in_transformers(sample, model, alone, spec):
     assert heard[-1] == (35, 35) and len(heard) > 1
 
 
-def test_padding_of_the_vocabulary_has_no_probability(tmp_path):
+@pytest.mark.parametrize("variant", ["gqa", "gemma2"])  # the second caps its logits
+def test_padding_of_the_vocabulary_has_no_probability(tmp_path, variant):
     """99 tokens and 29 rows of padding; in float64 against a softmax over the 99, each request alone."""
-    folder, mesh = llamas.save(llamas.make("gqa"), tmp_path / "model"), sharding.make_mesh("2x2")
+    folder, mesh = llamas.save(llamas.make(variant), tmp_path / "model"), sharding.make_mesh("2x2")
     rng = np.random.default_rng(0)
     requests = [tuple(rng.integers(0, 99, n).tolist() for n in lengths) for lengths in [(3, 5), (1, 9), (30, 2)]]
     with jax.enable_x64(True), jax.set_mesh(mesh):

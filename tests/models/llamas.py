@@ -1,4 +1,7 @@
-"""Small random Llamas of transformers, one for each feature, as the oracle of the decoder."""
+"""Small random models of transformers as the oracle of the decoder: a Llama for each feature, and other families.
+
+The others have the published models' values of everything but sizes and lengths, with every feature on at once.
+"""
 
 import functools
 import pathlib
@@ -29,13 +32,50 @@ VARIANTS = {
     "linear_rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     "biases": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
 }
+GQA = {"num_key_value_heads": 2, "head_dim": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+QWEN = GQA | {"rms_norm_eps": 1e-6, "rope_parameters": YARN, "use_sliding_window": True, "sliding_window": 12}
+GEMMA = {"rms_norm_eps": 1e-6, "head_dim": 16, "hidden_size": 36, "tie_word_embeddings": True}
+OTHERS = {
+    # Mistral 7B v0.1: a window in every layer.
+    "mistral": GQA | {"model_type": "mistral", "sliding_window": 12, "rms_norm_eps": 1e-5},
+    # Mistral Nemo: none, and heads that are not hidden_size / num_attention_heads.
+    "mistral_nemo": {
+        "model_type": "mistral",
+        "num_key_value_heads": 1,
+        "head_dim": 12,
+        "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    # Qwen 2.5 0.5B with the published settings for long texts, and the window that the configuration describes.
+    "qwen2": QWEN | {"model_type": "qwen2", "max_window_layers": 1, "tie_word_embeddings": True},
+    "qwen3": QWEN | {"model_type": "qwen3", "max_window_layers": 2, "head_dim": 12, "attention_bias": True},
+    "gemma": GEMMA | {"model_type": "gemma", "num_key_value_heads": 1},
+    # Gemma 2 27B: the scalar is hidden_size / num_attention_heads, which head_dim is not.
+    "gemma2": GEMMA
+    | {"model_type": "gemma2", "num_key_value_heads": 2, "query_pre_attn_scalar": 9, "sliding_window": 12},
+    # Gemma 3 27B: five local layers, then a global one whose positions are scaled; another local one begins anew.
+    "gemma3": GEMMA
+    | {
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 7,
+        "query_pre_attn_scalar": 9,
+        "sliding_window": 12,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+}
 VOCABULARY = 99  # no multiple of anything: the padding is 29 rows
 
 
-def make(variant: str, dtype: torch.dtype = torch.float32) -> transformers.LlamaForCausalLM:
+def make(variant: str, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
     """Every weight is random, norms and biases too, and large enough that each matters."""
-    config = transformers.LlamaConfig(
+    config = transformers.AutoConfig.for_model(
         **{
+            "model_type": "llama",
             "vocab_size": VOCABULARY,
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -44,23 +84,24 @@ def make(variant: str, dtype: torch.dtype = torch.float32) -> transformers.Llama
             "max_position_embeddings": 64,
             "attn_implementation": "eager",
         }
-        | VARIANTS[variant]
+        | (VARIANTS | OTHERS)[variant]
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
+            plain = 1.0 if "norm" in name and "gemma" not in config.model_type else 0.0  # which has norms less 1
+            parameter.normal_(plain, 0.2, generator=generator)
     return model.to(dtype)
 
 
-def save(model: transformers.LlamaForCausalLM, folder: pathlib.Path, shard: str = "5GB") -> pathlib.Path:
+def save(model: transformers.PreTrainedModel, folder: pathlib.Path, shard: str = "5GB") -> pathlib.Path:
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
 def states(
-    model: transformers.LlamaForCausalLM, tokens: np.ndarray, **inputs: np.ndarray
+    model: transformers.PreTrainedModel, tokens: np.ndarray, **inputs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states [L+1,R,T,D] and logits [R,T,V] of transformers."""
     tensors = {k: torch.from_numpy(v).long() for k, v in {"input_ids": tokens, **inputs}.items()}
@@ -85,6 +126,8 @@ def our_states(
         pooled_layers=tuple(range(decoder.config.num_layers + 1)),
     )
     logits = out.hidden_RxTxD @ decoder.output_embedding.T.astype(out.hidden_RxTxD.dtype)
+    if decoder.config.logit_cap:
+        logits = decoder.config.logit_cap * jnp.tanh(logits / decoder.config.logit_cap)
     return out.pooled_PxRxKxD, logits[..., : decoder.config.vocab_size]
 
 

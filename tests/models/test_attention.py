@@ -1,6 +1,7 @@
 """Attention against dense NumPy in float64; the fused kernels interpreted, lowered, and on an accelerator, if any."""
 
 import collections
+import dataclasses
 import functools
 import re
 
@@ -15,8 +16,9 @@ from jax.sharding import AxisType
 from alignx_jax import sharding
 from alignx_jax.config import UserError
 from alignx_jax.models import attention
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.models.families import DecoderConfig, Rope
+from alignx_jax.models.rope import Rope
 
 AXES = {"axis_names": ("data", "model"), "axis_types": (AxisType.Auto,) * 2}
 KERNELS = {  # as they are called in lowered programs: forward, backward
@@ -42,32 +44,41 @@ def arrays(rows, length, heads, kv_heads, size, seed=1):
     return [rng.normal(size=(rows, length, n, size)).astype(np.float32) for n in (heads, kv_heads, kv_heads, heads)]
 
 
-def dense(q, k, v, of_output, segments):
+def dense(q, k, v, of_output, segments, scale=None, cap=None, window=None):
     """Output and gradients by q, k and v, from all logits, in float64."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     group = q.shape[2] // k.shape[2]
     q, of_output = (x.astype(np.float64) for x in (q, of_output))
     k, v = (np.repeat(x.astype(np.float64), group, axis=2) for x in (k, v))
     seen = (segments[:, :, None] == segments[:, None, :]) & np.tri(q.shape[1], dtype=bool)
-    logits = np.where(seen[:, None], np.einsum("rthd,rshd->rhts", q, k) / np.sqrt(q.shape[3]), -np.inf)
+    if window:
+        seen &= ~np.tri(q.shape[1], k=-window, dtype=bool)
+    logits, slope = np.einsum("rthd,rshd->rhts", q, k) * scale, 1.0
+    if cap:
+        logits, slope = cap * np.tanh(logits / cap), np.cosh(logits / cap) ** -2.0
+    logits = np.where(seen[:, None], logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     of_weights = np.einsum("rthd,rshd->rhts", of_output, v)
-    of_logits = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True)) / np.sqrt(q.shape[3])
+    of_logits = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True)) * slope * scale
     of_kv = np.einsum("rhts,rthd->rshd", of_logits, q), np.einsum("rhts,rthd->rshd", weights, of_output)
     of_kv = (x.reshape(*x.shape[:2], -1, group, x.shape[3]).sum(3) for x in of_kv)
     return [np.einsum("rhts,rshd->rthd", weights, v), np.einsum("rhts,rshd->rthd", of_logits, k), *of_kv]
 
 
-@functools.partial(jax.jit, static_argnames="kernel")
-def ours(q, k, v, of_output, segments, kernel):
+@functools.partial(jax.jit, static_argnames=("kernel", "scores", "windows"))
+def ours(q, k, v, of_output, segments, kind, kernel, scores, windows):
     """The same of ours."""
-    output, pull = jax.vjp(attention.over(segments, kernel), q, k, v)
+    scores = scores or attention.Scores(q.shape[3] ** -0.5)
+    mix = attention.over(segments, kernel, scores, windows)
+    output, pull = jax.vjp(lambda q, k, v: mix(q, k, v, kind), q, k, v)
     return output, *pull(of_output)
 
 
-def computed(kernel, *inputs, mesh):
+def computed(kernel, *inputs, mesh, kind=None, scores=None, windows=(None,)):
     with jax.set_mesh(mesh):
-        return ours(*(sharding.place_rows(x, mesh) for x in inputs), kernel=kernel)
+        arrays = (sharding.place_rows(x, mesh) for x in inputs)
+        return ours(*arrays, kind, kernel=kernel, scores=scores, windows=windows)
 
 
 def error(found, expected):
@@ -90,6 +101,33 @@ def test_output_and_gradients(kernel, length, heads, kv_heads, size, mesh):
     inputs, segments = arrays(4, length, heads, kv_heads, size), packed(4, length)
     found = computed(kernel, *inputs, segments, mesh=sharding.make_mesh(mesh))
     assert error(found, dense(*inputs, segments)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "length", "window"), [("xla", 300, 40), ("splash", 130, 7), ("splash", 600, 140), ("cudnn", 130, 7)]
+)
+def test_scale_cap_and_window_of_the_layers_kind(monkeypatch, kernel, length, window):
+    """Two kinds of layers; windows within a block and over blocks. cuDNN caps nothing, and here is JAX's form of it."""
+    call = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, implementation, **k: call(*a, **k))
+    inputs, segments = arrays(2, length, 4, 2, 16), packed(2, length)
+    scale, cap = 0.6, None if kernel == "cudnn" else 1.5  # the logits are about 2.4
+    settings = {"scores": attention.Scores(scale, cap), "mesh": sharding.make_mesh("2x2")}
+    for kind, reach in enumerate((None, window)):
+        found = computed(kernel, *inputs, segments, kind=np.int32(kind), windows=(None, window), **settings)
+        assert error(found, dense(*inputs, segments, scale, cap, reach)) < 2e-6
+
+
+def test_a_window_as_long_as_the_row_is_none():
+    """Layers of two kinds then are of one, and nothing chooses between them."""
+    inputs, segments = arrays(1, 40, 2, 2, 8), packed(1, 40)
+
+    def text(*windows):
+        lowered = ours.lower(*inputs, segments, np.int32(1), kernel="xla", scores=None, windows=windows)
+        return re.sub(r"loc\(.*", "", lowered.as_text())
+
+    assert text(None, 40) == text(41, None) == text(None)
+    assert "stablehlo.case" in text(None, 39)
 
 
 def test_the_xla_path_in_float64():
@@ -151,7 +189,7 @@ def test_on_the_accelerator(platform, kernel):
     assert_no_leak(kernel, mesh, jnp.bfloat16)
 
 
-def lowered(monkeypatch, kernel, remat, length=500):
+def lowered(monkeypatch, kernel, remat, length=500, **changes):
     """The gradient of a Llama of two layers, lowered for 4 x 2 accelerators that are not there."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91300)
     monkeypatch.setattr(cudnn, "check_is_flash_attention", lambda *args, **settings: None)
@@ -159,6 +197,7 @@ def lowered(monkeypatch, kernel, remat, length=500):
     device = jax.sharding.AbstractDevice(device_kind="", num_cores=1, platform=platform)
     mesh = jax.sharding.AbstractMesh((4, 2), abstract_device=device, **AXES)
     config = DecoderConfig("llama", 128, 64, 64, 2, 4, 2, 128, 1e-5, Rope(), False, False, False, "silu", 0.02, 512)
+    config = dataclasses.replace(config, **changes)
     graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
 
     def loss(params, row):
@@ -176,10 +215,22 @@ def lowered(monkeypatch, kernel, remat, length=500):
 @pytest.mark.parametrize(("remat", "times"), [("none", 1), ("attention", 1), ("block", 2), ("offload", 2)])
 def test_how_often_a_kernel_runs(monkeypatch, kernel, remat, times):
     """Once a layer forward and once backward, and again forward only where its output is not kept."""
-    text = lowered(monkeypatch, kernel, remat)
+    assert_calls(lowered(monkeypatch, kernel, remat), kernel, times, 1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("remat", "times"), [("attention", 1), ("block", 2)])
+def test_layers_of_two_kinds_have_a_kernel_each(monkeypatch, kernel, remat, times):
+    """Of which one runs: the layer's kind chooses."""
+    text = lowered(monkeypatch, kernel, remat, window=100, local_layers=(True, False))
+    assert_calls(text, kernel, 2 * times, 2)
+    assert "stablehlo.case" in text
+
+
+def assert_calls(text, kernel, forwards, backwards):
     calls = collections.Counter(re.findall(r'kernel_name = "(\w+)"|@(__cudnn[$\w]+)', text))
     forward, backward = KERNELS[kernel]
-    assert {a or b: n for (a, b), n in calls.items()} == {forward: times, backward: 1}
+    assert {a or b: n for (a, b), n in calls.items()} == {forward: forwards, backward: backwards}
 
 
 def test_what_cudnn_is_given(monkeypatch):
@@ -216,6 +267,14 @@ def test_the_choice_and_its_reason(asked, platform, head_dim, dtype, kernel, rea
     choice = attention.choose(asked, platform, head_dim, jnp.dtype(dtype))
     assert choice.kernel == kernel
     assert re.search(reason, choice.reason)
+
+
+def test_a_soft_cap_is_not_for_cudnn():
+    choice = attention.choose("auto", "gpu", 64, jnp.dtype("bfloat16"), 50.0)
+    assert (choice.kernel, choice.reason) == ("xla", "not cudnn: it does not cap logits, and the model caps them at 50")
+    assert attention.choose("auto", "tpu", 64, jnp.dtype("bfloat16"), 50.0).kernel == "splash"
+    with pytest.raises(UserError, match=r"^--training\.attention=cudnn: it does not cap logits"):
+        attention.choose("cudnn", "gpu", 64, jnp.dtype("bfloat16"), 50.0)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from alignx_jax import sharding
 from alignx_jax.models import huggingface
-from alignx_jax.models.decoder import Decoder, rope_frequencies
-from alignx_jax.models.families import Rope
+from alignx_jax.models.decoder import Decoder
+from alignx_jax.models.rope import Rope, frequencies
 from tests.models import llamas
 
 REMATS = ("none", "attention", "block", "offload")
@@ -36,7 +36,7 @@ def test_every_layers_states_and_logits_are_those_of_transformers(pair, variant)
     assert_close(llamas.our_states(decoder, tokens, positions, segments), llamas.states(model, tokens))
 
 
-@pytest.mark.parametrize("variant", ["gqa", "llama3_rope"])
+@pytest.mark.parametrize("variant", ["gqa", "llama3_rope", "gemma2"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding(pair, variant, side):
     model, decoder = pair(variant)
@@ -108,6 +108,9 @@ def test_float64_reference(shared, case):
         (Rope("llama3", 500000.0, 8.0, 1.0, 4.0, 8192), 128),  # Llama 3.1
         (Rope("llama3", 500000.0, 32.0, 1.0, 4.0, 8192), 64),  # Llama 3.2
         (Rope("linear", 10000.0, 4.0), 128),
+        (Rope("linear", 1000000.0, 8.0), 256),  # Gemma 3
+        (Rope("yarn", 1000000.0, 4.0, original_max_positions=32768), 128),  # Qwen 2.5 and 3
+        (Rope("yarn", 10000.0, 16.0, original_max_positions=4096, beta_fast=8.0, beta_slow=2.0, truncate=False), 64),
     ],
 )
 def test_rope_frequencies_of_published_models(rope, head_dim):
@@ -120,10 +123,13 @@ def test_rope_frequencies_of_published_models(rope, head_dim):
             "low_freq_factor": rope.low_freq_factor,
             "high_freq_factor": rope.high_freq_factor,
             "original_max_position_embeddings": rope.original_max_positions,
+            "beta_fast": rope.beta_fast,
+            "beta_slow": rope.beta_slow,
+            "truncate": rope.truncate,
         },
     )
     expected, _ = ROPE_INIT_FUNCTIONS[rope.kind](config, "cpu")
-    np.testing.assert_allclose(rope_frequencies(rope, head_dim), expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(frequencies(rope, head_dim), expected.numpy(), rtol=1e-6)
 
 
 def loss(params, graph, tokens, pool, remat="none", dtype=jnp.float32, layers=(1, 3)):
@@ -140,16 +146,21 @@ def loss(params, graph, tokens, pool, remat="none", dtype=jnp.float32, layers=(1
     return jnp.mean(jnp.square(out.hidden_RxTxD)) + pooled
 
 
-@pytest.fixture
-def problem(pair):
-    graph, variables = nnx.split(pair("gqa")[1])
+def problem_of(decoder):
+    graph, variables = nnx.split(decoder)
     tokens = llamas.random_tokens(8, LENGTH)
     pool = np.random.default_rng(1).random((8, 5, LENGTH), np.float32) / LENGTH
     return nnx.to_pure_dict(variables), graph, tokens, pool
 
 
-def test_remat_does_not_change_gradients(problem):
-    params, graph, tokens, pool = problem
+@pytest.fixture
+def problem(pair):
+    return problem_of(pair("gqa")[1])
+
+
+@pytest.mark.parametrize("variant", ["gqa", "gemma2"])
+def test_remat_does_not_change_gradients(pair, variant):
+    params, graph, tokens, pool = problem_of(pair(variant)[1])
     gradient = jax.jit(jax.grad(loss), static_argnames=("graph", "remat"))
     expected, *others = (gradient(params, graph, tokens, pool, remat=remat) for remat in REMATS)
     for found in others:
@@ -242,9 +253,9 @@ def test_bfloat16_compute(pair):
     assert error[1:].mean() < 0.02
 
 
-@pytest.mark.parametrize("spec", ["8x1", "4x2", "2x2x2"])
-def test_meshes_agree_with_one_device(problem, spec):
-    graph = problem[1]
+@pytest.mark.parametrize(("variant", "spec"), [("gqa", "8x1"), ("gqa", "4x2"), ("gqa", "2x2x2"), ("gemma3", "4x2")])
+def test_meshes_agree_with_one_device(pair, variant, spec):
+    config, (params, graph, tokens, pool) = pair(variant)[1].config, problem_of(pair(variant)[1])
 
     def gradient(params, tokens, pool):
         value, grads = jax.value_and_grad(loss)(params, graph, tokens, pool, remat="block", dtype=jnp.float64)
@@ -252,7 +263,7 @@ def test_meshes_agree_with_one_device(problem, spec):
 
     with jax.enable_x64(True):  # so that an error in a sharding cannot pass for rounding
         params, tokens, pool = jax.tree.map(
-            lambda x: np.asarray(x, np.float64) if x.dtype == jnp.float32 else x, (problem[0], *problem[2:])
+            lambda x: np.asarray(x, np.float64) if x.dtype == jnp.float32 else x, (params, tokens, pool)
         )
         expected = jax.jit(gradient)(params, tokens, pool)
         mesh = sharding.make_mesh(spec)
@@ -265,8 +276,9 @@ def test_meshes_agree_with_one_device(problem, spec):
     for grad, param in zip(jax.tree.leaves(found[1]), jax.tree.leaves(placed), strict=True):
         assert grad.sharding.is_equivalent_to(param.sharding, grad.ndim)
     gathered = set(re.findall(r"= f64\[([\d,]+)\]\S* all-gather", compiled.as_text()))
-    assert "32,48" in gathered or "32,24" in gathered  # the MLP's kernels, as FSDP has it
-    assert not gathered & {"128,32", "8,48,32"}  # nor the embedding table nor the activations of all rows
+    d = config.hidden_size
+    assert f"{d},48" in gathered or f"{d},24" in gathered  # the MLP's kernels, as FSDP has it
+    assert not gathered & {f"128,{d}", f"8,48,{d}"}  # nor the embedding table nor the activations of all rows
 
 
 def test_initial_weights(pair):

@@ -1,10 +1,12 @@
 import dataclasses
+import math
 
 import pytest
 import transformers
 
 from alignx_jax.config import UserError
-from alignx_jax.models.families import FAMILIES, Rope, decoder_config
+from alignx_jax.models.families import FAMILIES, decoder_config
+from alignx_jax.models.rope import Rope
 
 LLAMA_31 = {
     "model_type": "llama",
@@ -85,9 +87,34 @@ def test_padded_vocabulary(vocab_size, padded):
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
             "'dynamic' is not supported; supported: default, linear",
         ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling: the field factor is missing"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section is not supported"),
+        ({"rope_parameters": {"rope_type": "default"}}, "has both rope_parameters and rope_scaling; leave out one"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported; supported: 1"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "layer_types = ['full_attention', "),
+        ({"model_type": "mistral", "sliding_window": -1}, "sliding_window is -1; expected a number above 0"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32}, "layer_types = ['sliding_attention', "),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None},
+            "field sliding_window is missing",
+        ),
+        ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention"]}, "each of 32 layers"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention = True is not"),
+        ({"model_type": "gemma", "hidden_activation": "gelu"}, "hidden_activation = 'gelu' is not supported"),
+        ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation 'relu' is not supported"),
+        ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 32}, "layer_types has to name each of 32"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}, "rope_scaling": None},
+            "rope_parameters has rope_type; expected an object for each layer type",
+        ),
+        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported (its checkpoints hold images' weights too"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: the field factor is missing"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}, "rope_scaling": None},
+            "rope_parameters: partial_rotary_factor = 0.5",
+        ),
         ({"rope_scaling": LLAMA_31["rope_scaling"] | {"low_freq_factor": 4.0}}, "low_freq_factor 4.0 is not below"),
         ({"hidden_size": None}, "the field hidden_size is missing"),
         ({"hidden_size": "4096"}, "hidden_size is '4096'; expected a whole number"),
@@ -106,6 +133,120 @@ def test_what_does_not_work_is_refused_by_name(changes, message):
     assert str(error.value).startswith("config.json")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# What changes nothing here: names and ids for tokenizers and generation, what transformers returns or caches, settings
+# of other heads, and of a pass over the MLP in pieces, which these models do not have.
+IRRELEVANT = {"architectures", "dtype", "transformers_version", "use_cache", "return_dict", "output_hidden_states"}
+IRRELEVANT |= {"bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"}
+IRRELEVANT |= {"chunk_size_feed_forward", "is_encoder_decoder"}
+CLASSES = {family: transformers.AutoConfig.for_model(family).__class__ for family in FAMILIES}
+
+
+class Recorded(dict):
+    """Which of its keys are asked for."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.asked = set()
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __ror__(self, defaults):
+        self.update({k: v for k, v in defaults.items() if k not in self})
+        return self
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_the_class_of_transformers_is_read_or_irrelevant(family):
+    windows = {"use_sliding_window": True} if family.startswith("qwen") else {}  # else their window is not asked for
+    written = CLASSES[family](**windows).to_dict()
+    asked = Recorded(written)
+    decoder_config(asked, "config.json")
+    fields = {f.name for f in dataclasses.fields(CLASSES[family])} | {"quantization_config"}
+    assert fields - asked.asked - IRRELEVANT == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family):
+    """But for sizes, which are to be there."""
+    full = CLASSES[family]().to_dict()
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    short = {k: full[k] for k in {"model_type"} | sizes}
+    assert decoder_config(short, "config.json") == decoder_config(full, "config.json")
+
+
+GEMMA_3_4B = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262208,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "rope_theta": 1000000.0,
+    "sliding_window": 1024,
+    "sliding_window_pattern": 6,
+}
+
+
+def test_gemma_3_in_both_spellings():
+    config = decoder_config(GEMMA_3_4B, "config.json")
+    assert (config.rope, config.local_rope) == (Rope("linear", 1e6, 8.0), Rope("default", 1e4))
+    assert config.local_layers == (True, True, True, True, True, False) * 5 + (True,) * 4
+    assert [kind.window for kind in config.kinds] == [None, 1024]
+    written = CLASSES["gemma3_text"](**GEMMA_3_4B).to_dict()
+    assert "rope_theta" not in written and "layer_types" in written
+    assert decoder_config(written, "config.json") == config
+    other = GEMMA_3_4B | {"rope_local_base_freq": 2e4, "rope_theta": 3e6, "sliding_window_pattern": 2}
+    other = decoder_config(other, "config.json")
+    assert (other.rope.theta, other.local_rope.theta, other.local_layers[:3]) == (3e6, 2e4, (True, False, True))
+
+
+def test_windows_of_other_families():
+    assert read(model_type="mistral").local_layers == (True,) * 32
+    assert read(model_type="mistral", sliding_window=None).kinds == ((None, LLAMA_31_ROPE),)
+    assert read(model_type="qwen2", sliding_window=131072, max_window_layers=28).local_layers == ()
+    some = read(model_type="qwen2", use_sliding_window=True, sliding_window=131072, max_window_layers=28)
+    assert (some.window, some.local_layers) == (131072, (False,) * 28 + (True,) * 4)
+
+
+def test_yarn():
+    asked = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    factor = 0.1 * math.log(4) + 1
+    expected = Rope("yarn", 1e6, 4.0, original_max_positions=32768, attention_factor=factor)
+    assert read(model_type="qwen2", rope_theta=1e6, rope_scaling=asked).rope == expected
+    del asked["original_max_position_embeddings"]
+    assert read(rope_scaling=asked, max_position_embeddings=999).rope.original_max_positions == 999
+    assert read(rope_scaling=asked | {"attention_factor": 1.5}).rope.attention_factor == 1.5
+    scaled = read(rope_scaling=asked | {"mscale": 0.5, "mscale_all_dim": 2.0}).rope
+    assert scaled.attention_factor == pytest.approx((0.05 * math.log(4) + 1) / (0.2 * math.log(4) + 1))
+
+
+def test_gelu_of_the_first_gemmas_is_its_approximation():
+    gemma = {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None}
+    assert read(**gemma).activation == "gelu_pytorch_tanh"
+    assert CLASSES["gemma"](hidden_act="gelu").hidden_act == "gelu_pytorch_tanh"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tables_of_other_families_name_the_tensors_of_transformers(family):
+    small = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "head_dim": 6}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    model = transformers.AutoModelForCausalLM.from_config(CLASSES[family](**small))
+    config = decoder_config(model.config.to_dict(), "config.json")
+    expected = {k: tuple(p.shape) for k, p in model.named_parameters()}
+    table = FAMILIES[family].table(config)
+    assert {key: w.tensor_shape(config) for w in table for key in w.keys(config)} == expected
+    assert type(model).__name__ == FAMILIES[family].architecture
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -84,6 +84,15 @@ def test_beam_search(pair, beams, penalty, every):
     assert ours(decoder, eos_ids=eos_ids, decoding=Decoding("beam", beams, penalty)) == expected
 
 
+def test_beams_within_windows(pair):
+    """Layers of two kinds; the prompts and what is generated are longer than the window."""
+    model, decoder = pair("gemma2")
+    eos_ids = range(0, llamas.VOCABULARY, 3)
+    expected = theirs(model, PROMPTS, eos_ids, num_beams=3, early_stopping=False)
+    assert len({len(tokens) for tokens in expected}) > 2
+    assert ours(decoder, eos_ids=eos_ids, decoding=Decoding("beam", 3)) == expected
+
+
 @pytest.mark.parametrize("decoding", [Decoding(), pytest.param(Decoding("beam", 4), marks=pytest.mark.slow)])
 def test_the_embedded_sample_model(decoding):
     source = runs.find("sample")

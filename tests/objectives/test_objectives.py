@@ -282,6 +282,30 @@ def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x6
         assert (gradient[13:] == 0).all() and np.isfinite(gradient).all()
 
 
+def test_capped_logits(x64):
+    """Value and both gradients by NumPy, far enough beyond the cap that it bends them."""
+    rng, cap = np.random.default_rng(2), 2.0
+    hidden, embedding = rng.normal(size=(2, 11, 6)), rng.normal(size=(16, 6))
+    tokens, weights = rng.integers(0, 13, (2, 11)), rng.uniform(size=(2, 11))
+    products = hidden[:, :-1] @ embedding[:13].T
+    logits = cap * np.tanh(products / cap)
+    p = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    label = np.eye(13)[tokens[:, 1:]]
+    expected = -(np.log((p * label).sum(axis=2)) * weights[:, 1:]).sum()
+    of_products = (p - label) * weights[:, 1:, None] * np.cosh(products / cap) ** -2
+
+    def loss(hidden, embedding):
+        rest = jnp.asarray(tokens), jnp.asarray(weights)
+        return next_token(hidden, embedding, *rest, vocab_size=13, chunk=4, cap=cap)
+
+    inputs = jnp.asarray(hidden), jnp.asarray(embedding)
+    np.testing.assert_allclose(loss(*inputs), expected, rtol=1e-12)
+    of_hidden, of_embedding = jax.grad(loss, argnums=(0, 1))(*inputs)
+    np.testing.assert_allclose(of_hidden[:, :-1], of_products @ embedding[:13], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(of_embedding[:13], np.einsum("rtv,rtd->vd", of_products, hidden[:, :-1]), rtol=1e-10)
+    assert (of_hidden[:, -1] == 0).all() and (of_embedding[13:] == 0).all()
+
+
 def test_no_array_of_all_logits_exists():
     hidden, embedding = jnp.ones((4, 64, 8), jnp.bfloat16), jnp.ones((512, 8))
     tokens, weights = jnp.ones((4, 64), jnp.int32), jnp.ones((4, 64))
