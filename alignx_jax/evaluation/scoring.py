@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
-from alignx_jax.data import packing, readers
+from alignx_jax.data import packing
 from alignx_jax.data.languages import normalize
+from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.models.decoder import Decoder
 
@@ -278,8 +279,8 @@ def read_choices(paths: Iterable[str]) -> dict[str, list[Item]]:
     """
     items: dict[str, list[Item]] = {}
     for path in paths:
-        lines = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in readers.lines(file))
-        found = [_item(line, place) for place, line in lines if line.strip()]
+        numbered = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in lines(file))
+        found = [_item(line, place) for place, line in numbered if line.strip()]
         if not found:
             raise UserError(f"--evaluation.choices: {path}: empty; it needs XCOPA's items, one a line")
         for item in found:

@@ -294,7 +294,7 @@ def with_a_key_that_is_nowhere(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: first_file(folder).unlink(), "no such file, though model.safetensors.index.json names it"),
+        (lambda folder: first_file(folder).unlink(), "in it, though model.safetensors.index.json names it"),
         (lambda folder: first_file(folder).write_bytes(b""), "truncated or damaged"),
         (without_index, "no weights; it needs model.safetensors"),
         (with_empty_index, "model.safetensors.index.json: no weight_map"),
