@@ -7,6 +7,7 @@ A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -318,6 +319,11 @@ class Config:
     plan: PlanConfig = PlanConfig()
 
 
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[Config]:
+    return pydantic.TypeAdapter(Config)
+
+
 def to_json(config: Config) -> str:
     """The whole configuration as indented JSON; `from_json` reads it back equal."""
     return json.dumps(dataclasses.asdict(config), indent=2)
@@ -330,7 +336,7 @@ def from_json(text: str | bytes, where: str) -> Config:
       UserError: not JSON in UTF-8, an unknown field, or a value of the wrong type; names the field and `where`.
     """
     try:
-        return pydantic.TypeAdapter(Config).validate_json(text)
+        return _adapter().validate_json(text)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
@@ -355,7 +361,7 @@ def check(config: Config) -> Config:
         if "\0" in text:
             raise UserError(f"--{flag}={text}: holds a NUL character; leave it out")
     try:
-        pydantic.TypeAdapter(Config).validate_python(values)
+        _adapter().validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         flag = ".".join(map(str, first["loc"])).replace("_", "-")

@@ -300,9 +300,14 @@ def _choice_files(path: str) -> list[pathlib.Path]:
     return [file for file in files if "test" in file.name.split(".")] or files
 
 
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[Item]:
+    return pydantic.TypeAdapter(Item)
+
+
 def _item(line: bytes, place: str) -> Item:
     try:
-        item = pydantic.TypeAdapter(Item).validate_json(line)
+        item = _adapter().validate_json(line)
         return dataclasses.replace(item, lang=normalize(item.lang))
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -85,9 +85,7 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
     """
     folder = pathlib.Path(folder)
     config = decoder_config(read_config(folder), str(folder / "config.json"))
-    table = FAMILIES[config.family].table(config)
-    tensors = _open(folder)
-    _check_keys(folder, tensors, table, config)
+    table, tensors = FAMILIES[config.family].table(config), open_weights(folder, config)
     graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
     params = nnx.to_pure_dict(variables)
     for weight in table:
@@ -101,6 +99,17 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
             ),
         )
     return nnx.merge(graph, params)
+
+
+def open_weights(folder: pathlib.Path, config: DecoderConfig) -> _Tensors:
+    """The tensors of a folder by key, each with its shape and type, and not read yet; all that `config` needs.
+
+    Raises:
+      UserError: as `load`, but for what only reading the numbers shows.
+    """
+    tensors = _open(folder)
+    _check_keys(folder, tensors, FAMILIES[config.family].table(config), config)
+    return tensors
 
 
 def _open(folder: pathlib.Path) -> _Tensors:
