@@ -330,10 +330,10 @@ def outside(name):
     def spoil(folder):
         file = folder / "model.safetensors.index.json"
         index = json.loads(file.read_text())
-        first_file(folder).rename(folder.parent / "outside.safetensors")
-        key = next(iter(index["weight_map"]))
-        index["weight_map"][key] = name or str(folder.parent / "outside.safetensors")
-        file.write_text(json.dumps(index))
+        first, to = first_file(folder), folder.parent / "outside.safetensors"
+        files = {key: name or str(to) if held == first.name else held for key, held in index["weight_map"].items()}
+        first.rename(to)
+        file.write_text(json.dumps(index | {"weight_map": files}))
 
     return spoil
 
