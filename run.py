@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from alignx_jax import config as configs
@@ -80,7 +81,7 @@ class Session:
         return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
     def line(self, what: str, text: str) -> None:
-        self.console.print(f"[bold]{what:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold]{what:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
 
     def show_source(self, source: runs.Source) -> None:
         decoder = source.decoder_config()
@@ -99,7 +100,7 @@ class Session:
 
             def advance(name: str, done: int, total: int) -> None:
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=total)
+                    tasks[name] = bars.add_task(escape(name), total=total)
                 bars.update(tasks[name], completed=done, visible=done < total)
 
             yield advance
@@ -275,6 +276,7 @@ def export(session: Session) -> None:
     session.console.rule("export", align="left")
     session.show_source(source)
     settings = huggingface.read_config(source.huggingface)
+    runs.companions(source.huggingface)  # refused before anything is written
     original = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     dtype = original if options.dtype == "original" else options.dtype
     huggingface.export(source.load(session.mesh), settings, folder, jnp.dtype(dtype), options.shard_gb * 1e9)

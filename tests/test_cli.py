@@ -350,6 +350,25 @@ def test_the_folder_of_another_configuration(sentence, tmp_path):
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
 
+def test_a_run_keeps_nothing_of_the_environment(program, monkeypatch, tmp_path):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD"):
+        monkeypatch.setenv(name, "abracadabra")
+    with pytest.raises(pytest.fail.Exception, match=COMPILED):
+        program()
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {"config.json", "corpora.json"} <= {file.name for file in files}
+    assert not [file for file in files if b"abracadabra" in file.read_bytes()]
+
+
+def test_names_are_no_markup(program, prepared, tmp_path, capsys):
+    """`[/x]` would close what was never opened."""
+    file = tmp_path / "[bold] [" / "x]" / "pairs.jsonl"
+    file.parent.mkdir(parents=True)
+    shutil.copy(prepared / "pairs.jsonl", file)
+    program("--stage=prepare", f"--data.parallel={file}")
+    assert str(file) in capsys.readouterr().out
+
+
 def test_a_folder_of_someone_else_is_left_alone(sentence, tmp_path):
     (tmp_path / "run" / "stage1").mkdir(parents=True)
     (tmp_path / "run" / "stage1" / "thesis.txt").write_text("chapter 1")

@@ -137,13 +137,53 @@ def test_a_bad_field_of_a_saved_configuration_is_named(tmp_path, path, value, fi
         ("half.json", '{"stage": "1", ', "half.json"),
         ("none.py", "x = 1\n", "has to set `config = Config(...)`"),
         ("other.txt", "", "a .py or .json file"),
+        ("bytes.json", b"\xff\xfe", "bytes.json: the file: Invalid JSON"),
+        ("zeros.json", bytes(100), "zeros.json: the file: Invalid JSON"),
+        ("deep.json", "[" * 100_000, "deep.json: the file: Invalid JSON"),
+        ("long.json", json.dumps({"k" * 100_000: 1}), "long.json: kkk"),
+        ("lines.json", '{"a\\n\\u2028": 1}', r"lines.json: a\n\u2028: Unexpected"),
+        ("syntax.py", "\nconfig = (\n", "syntax.py: line 2: SyntaxError: '(' was never closed"),
+        (
+            "field.py",
+            "from alignx_jax.config import Config\nconfig = Config(\n    modle='x')\n",
+            "field.py: line 2: TypeError",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path, name, text, says):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         configs.load(str(tmp_path / name))
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (Config(data=DataConfig(parallel=("a", "https://me:secret@host/a.tsv"))), "--data.parallel: holds a password"),
+        (Config(model="s3://me:secret@host/a"), "--model: holds a password"),
+        (Config(run="~nobody-of-this-name/run"), "--run=~nobody-of-this-name/run: there is no user of this name"),
+        (Config(run="a\0"), r"--run=a\x00: holds a NUL character"),
+        (Config(run="\udcff"), r"--run=\udcff: input should be a valid string"),
+        (Config(seed=2**31), "--seed=2147483648: input should be less than 2147483648"),
+    ],
+)
+def test_texts_that_no_folder_should_keep(config, says):
+    with pytest.raises(UserError, match=r"^[^\n]+$") as error:
+        configs.check(config)
+    assert says in str(error.value) and "secret" not in str(error.value)
+    assert configs.check(Config(model="gs://bucket/a@b:c")) == Config(model="gs://bucket/a@b:c")
+
+
+def test_of_a_folder_only_its_json_is_read(tmp_path):
+    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')")
+    for name in ("sitecustomize.py", "__init__.py"):
+        (tmp_path / name).write_text((tmp_path / "config.py").read_text())
+    with pytest.raises(UserError, match="no such file"):
+        configs.load(str(tmp_path))
+    (tmp_path / "config.json").write_text(configs.to_json(Config()))
+    assert configs.load(str(tmp_path)) == Config()
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_a_folder_without_a_configuration(tmp_path):

@@ -1,14 +1,22 @@
-"""Folders that are either whole or not there, made once and reused."""
+"""Folders that are either whole or not there, made once and reused; what a disk has changed in them is made again."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
+
+from alignx_jax.config import UserError
+
+SUMS = "SHA256SUMS"
+"""Checksums of a folder's other files, as `sha256sum --check` reads them."""
+
+_log = logging.getLogger(__name__)
 
 
 def fingerprint(*parts: object) -> str:
@@ -18,25 +26,70 @@ def fingerprint(*parts: object) -> str:
 
 
 def make_once(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """`folder`, filled by `write(temporary folder)` unless it is there already.
+    """`folder`, filled by `write(temporary folder)` unless it is there already, as it was written.
 
     An interrupted preparation leaves only a temporary folder, which the next attempt removes. Of several processes on
-    one file system, one writes and the others wait for it.
+    one file system, one writes and the others wait for it. A folder whose files are not those of their checksums is
+    made again, with a warning.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be read or written.
     """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
+    try:
+        if folder.is_dir() and _damage(folder) is None:
             return folder
-        partial = folder.parent / f"{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write(partial)
-        for path in partial.rglob("*"):  # on the disk before the name says so
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.parent / f"{folder.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():  # made by another process meanwhile
+                if (damage := _damage(folder)) is None:
+                    return folder
+                _log.warning("%s: %s; it is made again", folder, damage)
+                shutil.rmtree(folder)
+            _make(folder, write)
+    except OSError as error:
+        raise unwritable(error.filename or folder, error.strerror) from error
     return folder
+
+
+def unwritable(path: str | pathlib.Path, reason: str) -> UserError:
+    """For raising: why a cache could not be written."""
+    return UserError(f"{path}: {reason}; make room there, or give a --data.cache that can be read and written")
+
+
+def _make(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    partial = folder.parent / f"{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write(partial)
+        sums = "".join(f"{digest(path)}  {path.relative_to(partial)}\n" for path in _files(partial))
+        (partial / SUMS).write_text(sums, encoding="utf-8")
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
+        raise
+    for path in _files(partial):  # on the disk before the name says so
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    partial.rename(folder)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with the folder's files; None if nothing is."""
+    try:
+        sums = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+        there = {str(path.relative_to(folder)) for path in _files(folder)} - {SUMS}
+        changed = [name for sum, name in sums if digest(folder / name) != sum] + sorted(there - {n for _, n in sums})
+    except (FileNotFoundError, ValueError) as error:  # ValueError: not text, or not lines of sums
+        return f"a file is missing or damaged ({error})"
+    return f"{changed[0]} is not as it was written" if changed else None
+
+
+def digest(file: pathlib.Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

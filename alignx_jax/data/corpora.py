@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -123,7 +122,10 @@ def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Liter
     build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
 
     def write(folder: pathlib.Path) -> None:
-        build(data_dir=folder).download_and_prepare()
+        try:
+            build(data_dir=folder).download_and_prepare()
+        except RuntimeError as error:  # what ArrayRecord makes of any failure to write
+            raise cache.unwritable(cache_folder, str(error).split(";")[0]) from error
 
     with _quiet():
         folder = cache.make_once(cache_folder.expanduser() / kind / fingerprint, write)
@@ -135,8 +137,15 @@ def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Liter
 def _digest(file: pathlib.Path) -> str:
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        str(file).encode()  # it goes into the records
+        if not file.stat().st_size:
+            raise UserError(f"{file}: empty, as a copy is that was cut short; fetch it again, or take it away")
+        return cache.digest(file)
+    except UnicodeEncodeError:
+        raise UserError(f"{file}: its name is not UTF-8; rename it") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def _fill(template: str, values: dict[str, str]) -> tuple[str, dict[str, int]]:
 
 
 def load(template: str) -> Template:
-    """A packaged template, `alpaca` or `sample`, or one from a JSON file.
+    """A packaged template, `alpaca` or `sample`, or one from a JSON file. Fields are plain names.
 
     Raises:
       UserError: no such file, not JSON, a text missing, an unknown field, or a needed field missing or used twice.
@@ -82,10 +82,12 @@ def load(template: str) -> Template:
     where = f"template {template}"
     try:
         texts = json.loads(path.expanduser().read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         raise UserError(f"{where}: no such file; give a JSON file, 'alpaca' or 'sample'") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON in UTF-8: {error}") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror}); give a JSON file, 'alpaca' or 'sample'") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON in UTF-8 ({error}); mend it") from None
     if not isinstance(texts, dict):
         raise UserError(f"{where}: has to be a JSON object with {', '.join(_FIELDS)}")
     if unknown := texts.keys() - _FIELDS.keys() - {"description"}:
@@ -93,6 +95,8 @@ def load(template: str) -> Template:
     for name, known in _FIELDS.items():
         if not isinstance(texts.get(name), str):
             raise UserError(f"{where}: {name!r} is missing or no text")
+        if any("\ud800" <= character <= "\udfff" for character in texts[name]):
+            raise UserError(f"{where}: {name!r} holds half of a surrogate pair; write the character itself")
         used = _FIELD.findall(texts[name])
         if unknown := set(used) - known:
             fields = ", ".join(f"{{{field}}}" for field in sorted(known))

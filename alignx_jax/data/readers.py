@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import pathlib
 import re
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from alignx_jax.config import UserError
+from alignx_jax.config import UserError, one_line
 from alignx_jax.data.languages import normalize
+from alignx_jax.data.text_files import lines, whole
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
 
@@ -29,6 +29,9 @@ class BadLine(NamedTuple):
 
 class _Bad(Exception):
     """Why the line at hand is bad."""
+
+    def at(self, origin: str) -> BadLine:
+        return BadLine(origin, one_line(str(self)))
 
 
 def parallel_files(source: str) -> list[pathlib.Path]:
@@ -88,9 +91,8 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
         if _kind(file) == ".jsonl":
             yield from _records(file, lambda line: [_instruction(_object(line))])
             continue
-        text = b"".join(raw for _, raw in lines(file))
         try:
-            items = json.loads(text)
+            items = _decode(whole(file).decode())
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}: not JSON in UTF-8 ({error}); mend it, or give .jsonl, one object a line"
@@ -102,7 +104,7 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
             try:
                 yield _instruction(item) | {"origin": origin}
             except _Bad as bad:
-                yield BadLine(origin, str(bad))
+                yield bad.at(origin)
 
 
 def read_multiway(path: pathlib.Path) -> Iterator[dict[str, str]]:
@@ -206,7 +208,7 @@ def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
             pair = [_decoded(side, raw) for side, raw in (("src", source), ("tgt", target))]
             yield _pair(*pair, source_language, target_language) | {"origin": origin}
         except _Bad as bad:
-            yield BadLine(origin, str(bad))
+            yield bad.at(origin)
     if next(others, None) is not None:
         raise UserError(f"{right} has more lines than {left} ({number}); they have to match line by line")
 
@@ -226,22 +228,10 @@ def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
             text = _text(raw)
             records = parse(text) if text.strip() else []
         except _Bad as bad:
-            yield BadLine(origin, str(bad))
+            yield bad.at(origin)
         else:
             for record in records:
                 yield record | {"origin": origin}
-
-
-def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines with their ends, without a byte order mark."""
-    try:
-        with gzip.open(file) if file.name.endswith(".gz") else open(file, "rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: damaged gzip file ({error}); fetch it again") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _text(raw: bytes) -> str:
@@ -251,9 +241,21 @@ def _text(raw: bytes) -> str:
         raise _Bad(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """An object without a key that is there twice, of which every reader would take another one."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} twice in one object")
+    return values
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_once).decode
+
+
 def _object(line: str) -> dict:
     try:
-        value = json.loads(line)
+        value = _decode(line)
     except (ValueError, RecursionError) as error:
         raise _Bad(f"not JSON ({error}); each line has to be one JSON object") from None
     if not isinstance(value, dict):
@@ -268,6 +270,8 @@ def _string(value, field: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise _Bad(f"field {field!r} holds half of a surrogate pair; write the character itself") from None
+    if "\0" in value:
+        raise _Bad(f"field {field!r} holds a NUL character, as damaged files do; fetch the file again, or mend it")
     return value.strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -123,20 +124,32 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         else:
             import transformers
 
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            _refuse_code(folder / "tokenizer_config.json")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             if not tokenizer.is_fast:
                 raise UserError(f"{folder}: the tokenizer has no fast form; save one that has a tokenizer.json")
             bos, eos, unk = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
             backend = _Fast(tokenizer)
             size = max(tokenizer.get_vocab().values()) + 1
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # the libraries raise whatever their parsers do, bare Exception among it
+    except BaseException as error:  # the libraries raise whatever their parsers do; a panic of Rust is no Exception
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason}); copy its files again") from error
     if eos is None:
         raise UserError(f"{folder}: the tokenizer has no end-of-text token; set eos_token in tokenizer_config.json")
     return Tokenizer(bos, eos, unk, size, digest.hexdigest(), backend)
+
+
+def _refuse_code(file: pathlib.Path) -> None:
+    """transformers would refuse it too, or take another class in its place without a word."""
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("auto_map"):
+        raise UserError(
+            f"{file}: auto_map names code of the tokenizer's own, which is never run; if tokenizer.json does without "
+            "it, remove auto_map"
+        )
 
 
 def check(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -23,7 +23,7 @@ import yaml
 from jax.sharding import Mesh
 
 from alignx_jax.config import UserError
-from alignx_jax.data import readers
+from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import scoring
 from alignx_jax.models.decoder import Decoder
@@ -183,14 +183,17 @@ def _items(path: str, data: str | None) -> list[dict]:
     file = pathlib.Path(data).expanduser() / path
     if not file.is_file():
         raise UserError(f"--evaluation.tasks-data={data}: it has no {path}, which the task reads")
-    return [_object(line, f"{file}:{number}") for number, line in readers.lines(file) if line.strip()]
+    return [_object(line, f"{file}:{number}") for number, line in lines(file) if line.strip()]
 
 
 def _object(line: bytes, place: str) -> dict:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON in UTF-8 ({error}); each line has to be one item") from None
+    if not isinstance(item, dict) or "lang" not in item:
+        raise UserError(f"{place}: no JSON object with the field lang; each line has to be one item")
+    return item
 
 
 def _exact_match_and_f1(item: dict, results: list[str]) -> dict[str, float]:

@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 
 from alignx_jax import sharding
 from alignx_jax.config import UserError
-from alignx_jax.data import packing, readers
+from alignx_jax.data import packing
 from alignx_jax.data.languages import normalize
+from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.models.attention import soft_cap
 from alignx_jax.models.decoder import Decoder
@@ -279,8 +280,8 @@ def read_choices(paths: Iterable[str]) -> dict[str, list[Item]]:
     """
     items: dict[str, list[Item]] = {}
     for path in paths:
-        lines = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in readers.lines(file))
-        found = [_item(line, place) for place, line in lines if line.strip()]
+        numbered = ((f"{file}:{number}", line) for file in _choice_files(path) for number, line in lines(file))
+        found = [_item(line, place) for place, line in numbered if line.strip()]
         if not found:
             raise UserError(f"--evaluation.choices: {path}: empty; it needs XCOPA's items, one a line")
         for item in found:
@@ -300,9 +301,14 @@ def _choice_files(path: str) -> list[pathlib.Path]:
     return [file for file in files if "test" in file.name.split(".")] or files
 
 
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[Item]:
+    return pydantic.TypeAdapter(Item)
+
+
 def _item(line: bytes, place: str) -> Item:
     try:
-        item = pydantic.TypeAdapter(Item).validate_json(line)
+        item = _adapter().validate_json(line)
         return dataclasses.replace(item, lang=normalize(item.lang))
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ from alignx_jax.models.families import FAMILIES, DecoderConfig, Weight, decoder_
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SIZE = re.compile(r"num_.*|.*_size|head_dim|max_position_embeddings")
 _COMPARED_ROWS = 1024
 
 _Tensors = dict[str, Any]  # key -> a slice of safetensors, which reads from disk only what is asked of it
@@ -38,21 +41,39 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     """The parsed config.json of a Hugging Face folder.
 
     Raises:
-      UserError: there is none, or it is not a JSON object.
+      UserError: there is none, it is not a JSON object, names code of the model's own, or has a size of no model.
     """
-    return _read_json(pathlib.Path(folder) / "config.json", "give a Hugging Face folder, which has one")
+    file = pathlib.Path(folder) / "config.json"
+    config = _read_json(file, "give a Hugging Face folder, which has one")
+    if config.get("auto_map"):
+        raise UserError(
+            f"{file}: auto_map names code of the model's own, which is never run; if the model does without it, as one "
+            "of the supported architectures, remove auto_map"
+        )
+    if not isinstance(config.get("model_type", ""), str):
+        raise UserError(f"{file}: model_type has to be a string; download it again")
+    for name, value in config.items():
+        if _SIZE.fullmatch(name) and isinstance(value, int) and value >= 2**31:
+            raise UserError(f"{file}: {name} is {value}, more than any model has; download it again")
+    return config
 
 
 def _read_json(file: pathlib.Path, hint: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
+        parsed = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; {hint}") from None
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise UserError(f"{file}: not a JSON file ({error}); download it again") from None
     if not isinstance(parsed, dict):
         raise UserError(f"{file}: not a JSON object; download it again")
     return parsed
+
+
+def _integer(text: str) -> int:
+    if math.isinf(float(text)):
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Decoder:
@@ -65,9 +86,7 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
     """
     folder = pathlib.Path(folder)
     config = decoder_config(read_config(folder), str(folder / "config.json"))
-    table = FAMILIES[config.family].table(config)
-    tensors = _open(folder)
-    _check_keys(folder, tensors, table, config)
+    table, tensors = FAMILIES[config.family].table(config), open_weights(folder, config)
     graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
     params = nnx.to_pure_dict(variables)
     for weight in table:
@@ -83,24 +102,38 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
     return nnx.merge(graph, params)
 
 
+def open_weights(folder: pathlib.Path, config: DecoderConfig) -> _Tensors:
+    """The tensors of a folder by key, each with its shape and type, and not read yet; all that `config` needs.
+
+    Raises:
+      UserError: as `load`, but for what only reading the numbers shows.
+    """
+    tensors = _open(folder)
+    _check_keys(folder, tensors, FAMILIES[config.family].table(config), config)
+    return tensors
+
+
 def _open(folder: pathlib.Path) -> _Tensors:
     if (folder / _SINGLE).is_file():
         return _open_file(folder / _SINGLE)
     if not (folder / _INDEX).is_file():
-        if any(folder.glob("*.bin")):
+        if pickled := sorted(file for pattern in _PICKLED for file in folder.glob(pattern)):
             raise UserError(
-                f"{folder}: its weights are pickled .bin files, which can run code when read; convert them with "
-                f"transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                f"{folder}: its weights are pickled {pickled[0].suffix} files, which can run code when read; convert "
+                "them with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
         raise UserError(f"{folder}: no weights; it needs {_SINGLE}, or {_INDEX} and the files that this names")
     files = _read_json(folder / _INDEX, "download it again").get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
         raise UserError(f"{folder / _INDEX}: no weight_map of keys to file names; download it again")
-    tensors = {}
+    tensors, there = {}, {file.name for file in folder.iterdir() if file.is_file()}
     for name in sorted(set(files.values())):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file, though {_INDEX} names it; download it again")
-        tensors |= _open_file(folder / name)
+        if name not in there:  # a path that leaves the folder is not
+            raise UserError(f"{folder}: no file {name!r} in it, though {_INDEX} names it; download it again")
+        opened = _open_file(folder / name)
+        if twice := opened.keys() & tensors.keys():
+            raise UserError(f"{folder / name}: {_some(twice)} is in another file too; download the folder again")
+        tensors |= opened
     if missing := [key for key in files if key not in tensors]:
         raise UserError(f"{folder}: {_INDEX} names tensors that are not in its files: {_some(missing)}")
     return tensors
@@ -120,9 +153,17 @@ def _some(keys: Iterable[str]) -> str:
 
 
 def _check_keys(folder: pathlib.Path, tensors: _Tensors, table: list[Weight], config: DecoderConfig) -> None:
+    if config.num_layers > len(tensors):  # before as many names are made
+        raise UserError(f"{folder}: its config.json asks for {config.num_layers} layers, more than there are weights")
     expected = {key: weight.tensor_shape(config) for weight in table for key in weight.keys(config)}
     if missing := expected.keys() - tensors.keys():
         raise UserError(f"{folder}: the weights lack {_some(missing)}, which its config.json asks for")
+    for key, shape in expected.items():
+        found, dtype = tuple(tensors[key].get_shape()), tensors[key].get_dtype()
+        if found != shape:
+            raise UserError(f"{folder}: {key} has shape {list(found)}; its config.json makes it {list(shape)}")
+        if dtype not in _DTYPES:
+            raise UserError(f"{folder}: {key} is of type {dtype}; supported: {', '.join(_DTYPES)}")
     family = FAMILIES[config.family]
     unknown = {
         k for k in tensors.keys() - expected.keys() if not any(fnmatch.fnmatchcase(k, p) for p in family.passed_over)
@@ -132,19 +173,14 @@ def _check_keys(folder: pathlib.Path, tensors: _Tensors, table: list[Weight], co
         unknown.remove(family.tied_copy)
     if unknown:
         raise UserError(f"{folder}: the weights hold {_some(unknown)}, which no part of a {config.family} model reads")
-    for key, shape in expected.items():
-        found, dtype = tuple(tensors[key].get_shape()), tensors[key].get_dtype()
-        if found != shape:
-            raise UserError(f"{folder}: {key} has shape {list(found)}; its config.json makes it {list(shape)}")
-        if dtype not in _DTYPES:
-            raise UserError(f"{folder}: {key} is of type {dtype}; supported: {', '.join(_DTYPES)}")
 
 
 def _check_tied(folder: pathlib.Path, key: str, copy: Any, embedding: Any) -> None:
     """Some checkpoints store the output weights of tied embeddings too; they have to be the embeddings."""
-    rows = copy.get_shape()[0]
+    rows = embedding.get_shape()[0]
     parts = (slice(n, min(n + _COMPARED_ROWS, rows)) for n in range(0, rows, _COMPARED_ROWS))
-    same = copy.get_shape() == embedding.get_shape() and all(np.array_equal(copy[p], embedding[p]) for p in parts)
+    alike = copy.get_shape() == embedding.get_shape() and copy.get_dtype() in _DTYPES
+    same = alike and all(np.array_equal(copy[p], embedding[p]) for p in parts)
     if not same:
         raise UserError(
             f"{folder}: {key} differs from the embeddings, but config.json ties them; set tie_word_embeddings to false"

@@ -51,7 +51,7 @@ _FREE = (
 )
 # What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Source:
     def config(self) -> Config | None:
         """What the stage was run with."""
         file = self.run and self.run / "config.json"
-        return from_json(file.read_text(encoding="utf-8"), str(file)) if file else None
+        return from_json(file.read_bytes(), str(file)) if file else None
 
     def load(self, mesh: Mesh, dtype=jnp.float32) -> Decoder:
         """The decoder, sharded over `mesh`, with master weights of type `dtype`."""
@@ -204,7 +204,7 @@ def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) 
     """
     saved = folder / "config.json"
     if saved.is_file():
-        old = from_json(saved.read_text(encoding="utf-8"), str(saved))
+        old = from_json(saved.read_bytes(), str(saved))
         differences = _differences(old, config)
         listed = "; ".join(f"{k}: {there} there, {here} here" for k, (there, here) in differences.items())
         if differences and not config.accept_changes:
@@ -267,11 +267,25 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
 
 
 def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
-    """Copies what a Hugging Face folder holds besides weights, tokenizer above all; files that are there stay."""
-    for file in source.iterdir():
-        wanted = file.is_file() and not file.name.startswith(".") and not file.name.endswith(_WEIGHTS)
-        if wanted and not (to / file.name).exists():
+    """Copies the `companions` of a Hugging Face folder; files that are there stay."""
+    for file in companions(source):
+        if not (to / file.name).exists():
             shutil.copyfile(file, to / file.name)
+
+
+def companions(source: pathlib.Path) -> list[pathlib.Path]:
+    """What a Hugging Face folder holds besides weights and code: the tokenizer above all.
+
+    Raises:
+      UserError: one of them is a link out of the folder, to a file that is perhaps not meant to be handed on. Links
+        into the blobs of a model in Hugging Face's cache are none.
+    """
+    inside = source.resolve(), source.resolve().parent.parent / "blobs"
+    files = [f for f in source.iterdir() if f.is_file() and not f.name.startswith(".") and not f.name.endswith(_LEFT)]
+    for file in files:
+        if not any(file.resolve().is_relative_to(folder) for folder in inside):
+            raise UserError(f"{file} is a link to {file.resolve()}, out of the model's folder; copy the file itself")
+    return files
 
 
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:

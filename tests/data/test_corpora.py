@@ -113,6 +113,15 @@ BAD = {
     "english": (_jsonl([{"text": {"de": "a", "fr": "b"}}]), "c.jsonl:3: field 'text' has to hold 'en'"),
     "ways": (_jsonl([{"text": {"en": "a", "fr": ""}}]), "c.jsonl:3: field 'text.fr' is empty"),
     "twice": (_jsonl([{"text": {"en": "a", "fr": "b", "fra": "c"}}]), "c.jsonl:3: field 'text' names a language twice"),
+    "nul": (b"de\ten\ta\0\tb\n", "c.tsv:3: field 'src' holds a NUL character"),
+    "key": (
+        b'{"src_lang":"de", "tgt_lang":"en", "src":"a", "tgt":"b", "src":"c"}\n',
+        "c.jsonl:3: not JSON (the key 'src' twice",
+    ),
+    "escapes": (
+        b"de\t\x1b[2J\xe2\x80\xa8x\ta\tb\n",
+        r"c.tsv:3: field 'tgt_lang': unknown language code '\x1b[2J\u2028x'",
+    ),
     "texts": (_jsonl([{"text": "a"}]), "c.jsonl:3: field 'text' has to be an object"),
 }
 
@@ -189,11 +198,15 @@ def test_bad_instructions(tmp_path, item, message):
         ("parallel", "a.tsv", b"\n", "a.tsv: not one record"),
         ("parallel", "a.tsv.gz", gzip.compress(FORMATS["four.tsv"])[:-12], "a.tsv.gz: damaged gzip file"),
         ("parallel", "a.tsv.gz", b"plain", "a.tsv.gz: damaged gzip file"),
+        ("parallel", "a.tsv", b"", "a.tsv: empty, as a copy is that was cut short"),
+        ("parallel", "\udcff.tsv", b"a", r"\udcff.tsv: its name is not UTF-8; rename it"),
         ("parallel", "", None, "no file here that can be read"),
         ("instructions", "gone.json", None, "gone.json: no such file"),
         ("instructions", "a.csv", b"a", "a.csv: instructions are read from"),
         ("instructions", "a.json", b"{}", "a.json: has to be a JSON array"),
         ("instructions", "a.json", b"\xff", "a.json: not JSON in UTF-8"),
+        ("instructions", "a.json", b"[" * 100_000, "a.json: not JSON in UTF-8"),
+        ("instructions", "a.json", b"[" + b"9" * 5000 + b"]", "a.json: not JSON in UTF-8"),
     ],
 )
 def test_unreadable_sources(tmp_path, kind, name, content, message):

@@ -45,6 +45,9 @@ GOOD = ALPACA | {"translation": "Into {target_language}."}
         ({"prompt_no_input": "nothing"}, "'prompt_no_input' has to hold {instruction}"),
         ({"translation": "{input}"}, "'translation' has the unknown field {input}"),
         ({"translation": None}, "'translation' is missing"),
+        ({"translation": "\ud800"}, "'translation' holds half of a surrogate pair"),
+        ({"translation": "{0}{}"}, "unknown field {}"),
+        ({"x" * 100_000: ""}, "unknown entry 'xxx"),
         ({"response_split": "###"}, "unknown entry 'response_split'"),
     ],
 )
@@ -57,10 +60,18 @@ def test_bad_templates(tmp_path, change, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), ("{", "not JSON"), ("[]", "JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), ("{", "not JSON"), ("[]", "JSON object"), ("[" * 100_000, "not JSON")],
+)
 def test_unreadable_templates(tmp_path, content, message):
     path = tmp_path / "template.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
         prompts.load(str(path))
+
+
+def test_a_folder_is_no_template(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read .Is a directory"):
+        prompts.load(str(tmp_path))

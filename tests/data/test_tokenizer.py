@@ -1,7 +1,9 @@
+import contextlib
 import functools
 import gzip
 import itertools
 import json
+import random
 import shutil
 
 import pytest
@@ -123,3 +125,37 @@ def test_a_tokenizer_needs_an_end_of_text(tiny, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(UserError, match="no end-of-text token"):
         tokenizer.load(tmp_path)
+
+
+def test_code_of_the_tokenizers_own_is_not_run(tiny, tmp_path, monkeypatch):
+    """Neither where tokenizer_config.json names it, nor where config.json does."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # as transformers asks whether to run it
+    mark = tmp_path / "it ran"
+    for file in ("tokenizer_config.json", "config.json"):
+        folder = shutil.copytree(tiny / "bytes", tmp_path / file)
+        (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
+        settings = json.loads((folder / file).read_text()) if (folder / file).exists() else {"model_type": "own"}
+        own = {"AutoTokenizer": ["own.Own", "own.Own"], "AutoConfig": "own.Own"}
+        (folder / file).write_text(json.dumps(settings | {"tokenizer_class": "Own", "auto_map": own}))
+        with (
+            pytest.raises(UserError, match="auto_map") if file == "tokenizer_config.json" else contextlib.nullcontext()
+        ):
+            tokenizer.load(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "tokenizer.model"])
+def test_damaged_files_are_refused_or_read(tiny, tmp_path, name):
+    """No checksum says which bit is wrong; but none ends in anything else."""
+    folder = shutil.copytree(tiny / ("pieces" if name == "tokenizer.model" else "bytes"), tmp_path / "t")
+    data, rng, refused = (folder / name).read_bytes(), random.Random(0), 0
+    for n in range(60):
+        place, spoiled = rng.randrange(len(data)), bytearray(data)
+        spoiled[place] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes([spoiled, data[:place], data[:place] + bytes(99) + data[place + 99 :]][n % 3])
+        try:
+            tokenizer.load(folder).encode_batch(["A fox \0 你好"])
+        except UserError as error:
+            refused += 1
+            assert str(folder) in str(error)
+    assert refused > 20

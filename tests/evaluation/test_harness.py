@@ -340,9 +340,16 @@ def test_bad_files_of_tasks(tmp_path):
         harness.load_tasks(("alignx_xcopa_sw",), None)
     (tmp_path / "xcopa").mkdir()
     file = tmp_path / "xcopa" / "sw.test.jsonl.gz"
-    file.write_bytes(gzip.compress(json.dumps(ITEMS[0] | {"lang": "sw"}).encode() + b"\n{"))
-    with pytest.raises(UserError, match=rf"{file}:2: not JSON"):
-        harness.load_tasks(("alignx_xcopa_sw",), str(tmp_path))
+    good = json.dumps(ITEMS[0] | {"lang": "sw"}).encode() + b"\n"
+    for bad, says in (
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "no JSON object"),
+        (b"{}", "field lang"),
+    ):
+        file.write_bytes(gzip.compress(good + bad))
+        with pytest.raises(UserError, match=rf"{file}:2: .*{says}"):
+            harness.load_tasks(("alignx_xcopa_sw",), str(tmp_path))
 
 
 def test_without_the_harness(monkeypatch):

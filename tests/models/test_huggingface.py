@@ -1,4 +1,6 @@
 import json
+import pickle
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -160,9 +162,14 @@ def test_a_second_copy_of_tied_embeddings_has_to_be_one(tmp_path):
     folder = llamas.save(llamas.make("tied_head_dim"), tmp_path / "model")
     rewrite(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].copy()}))
     load(folder)
-    rewrite(folder, lambda w: w["lm_head.weight"].__setitem__((98, 3), 7.0))
-    with pytest.raises(UserError, match=r"lm_head\.weight differs from the embeddings, but config\.json ties them"):
-        load(folder)
+    for other in (np.float32(0), np.zeros((99, 32), np.int8), None):
+        if other is not None:
+            rewrite(folder, lambda w, other=other: w.update({"lm_head.weight": np.asarray(other)}))
+        else:
+            rewrite(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].copy()}))
+            rewrite(folder, lambda w: w["lm_head.weight"].__setitem__((98, 3), 7.0))
+        with pytest.raises(UserError, match=r"lm_head\.weight differs from the embeddings, but config\.json ties them"):
+            load(folder)
 
 
 def without_config(folder):
@@ -183,6 +190,23 @@ def without_weights(folder):
 
 def with_pickle(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def with_torch_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "consolidated.00.pth")
+
+
+def pickle_in_the_place_of_weights(folder):
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"model.norm.weight": np.ones(32)}))
+
+
+def code_of_its_own(folder):
+    (folder / "own.py").write_text("raise SystemExit('it ran')")
+    set_config(folder, auto_map={"AutoModelForCausalLM": "own.Own"})
+
+
+def deep_config(folder):
+    (folder / "config.json").write_text("[" * 100_000)
 
 
 def cut_body(folder):
@@ -244,6 +268,17 @@ def beyond_float32(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (with_torch_pickle, "pickled .pth files, which can run code when read; convert them"),
+        (pickle_in_the_place_of_weights, "model.safetensors: truncated or damaged"),
+        (code_of_its_own, "config.json: auto_map names code of the model's own, which is never run"),
+        (deep_config, "config.json: not a JSON file"),
+        (
+            lambda folder: set_config(folder, rms_norm_eps=10**400),
+            "config.json: not a JSON file (a number of 401 digits)",
+        ),
+        (lambda folder: set_config(folder, model_type=[]), "config.json: model_type has to be a string"),
+        (lambda folder: set_config(folder, vocab_size=2**31), "vocab_size is 2147483648, more than any model has"),
+        (lambda folder: set_config(folder, num_hidden_layers=10**9), "asks for 1000000000 layers, more than there are"),
         (without_config, "config.json: no such file; give a Hugging Face folder"),
         (with_broken_config, "config.json: not a JSON file"),
         (with_list_config, "config.json: not a JSON object"),
@@ -291,10 +326,36 @@ def with_a_key_that_is_nowhere(folder):
     file.write_text(json.dumps(index))
 
 
+def outside(name):
+    def spoil(folder):
+        file = folder / "model.safetensors.index.json"
+        index = json.loads(file.read_text())
+        first, to = first_file(folder), folder.parent / "outside.safetensors"
+        files = {key: name or str(to) if held == first.name else held for key, held in index["weight_map"].items()}
+        first.rename(to)
+        file.write_text(json.dumps(index | {"weight_map": files}))
+
+    return spoil
+
+
+def one_file_twice(folder):
+    file = folder / "model.safetensors.index.json"
+    shutil.copy(first_file(folder), folder / "again.safetensors")
+    index = json.loads(file.read_text())
+    index["weight_map"]["again"] = "again.safetensors"
+    file.write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: first_file(folder).unlink(), "no such file, though model.safetensors.index.json names it"),
+        (outside("../outside.safetensors"), "no file '../outside.safetensors' in it"),
+        (outside(None), "outside.safetensors' in it"),
+        (outside("a\0"), r"no file 'a\x00' in it"),
+        (outside("\ud800"), r"no file '\ud800' in it"),
+        (outside("a" * 5000), "in it, though"),
+        (one_file_twice, "is in another file too"),
+        (lambda folder: first_file(folder).unlink(), "in it, though model.safetensors.index.json names it"),
         (lambda folder: first_file(folder).write_bytes(b""), "truncated or damaged"),
         (without_index, "no weights; it needs model.safetensors"),
         (with_empty_index, "model.safetensors.index.json: no weight_map"),

@@ -1,4 +1,4 @@
-"""Whose a stage's folder is: one run at a time, of one configuration unless changes are accepted."""
+"""Whose a stage's folder is, one run's of one configuration; and what of a model's folder is handed on."""
 
 import dataclasses
 import json
@@ -109,3 +109,41 @@ def test_what_the_arrays_depend_on_cannot_be_changed(tmp_path, config, name):
 def test_a_factor_can_be_changed(tmp_path):
     folder = begun(tmp_path / "stage1")
     assert runs.can_continue(folder, matching(weight=0.1), {"sample": "abc"})
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "models--a" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    for name in (
+        "tokenizer.json",
+        "LICENSE",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "modeling_own.py",
+        "tf_model.h5",
+    ):
+        (folder / name).write_text(name)
+    (tmp_path / "to").mkdir()
+    return folder
+
+
+def test_neither_weights_nor_code_are_handed_on(model, tmp_path):
+    (tmp_path / "to" / "LICENSE").write_text("as it was")
+    runs.copy_companions(model, tmp_path / "to")
+    copied = {file.name: file.read_text() for file in (tmp_path / "to").iterdir()}
+    assert copied == {"tokenizer.json": "tokenizer.json", "LICENSE": "as it was"}
+
+
+def test_links_into_the_cache_are_followed_and_links_out_of_the_folder_refused(model, tmp_path):
+    (tmp_path / "models--a" / "blobs").mkdir()
+    (tmp_path / "models--a" / "blobs" / "4567").write_text("merges")
+    (model / "merges.txt").symlink_to("../../blobs/4567")
+    (model / "README.md").symlink_to("LICENSE")
+    runs.copy_companions(model, tmp_path / "to")
+    assert (tmp_path / "to" / "merges.txt").read_text() == "merges" and (tmp_path / "to" / "README.md").exists()
+    (tmp_path / "id_rsa").write_text("secret")
+    (model / "vocab.json").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(UserError, match=r"vocab\.json is a link to .*id_rsa, out of the model's folder"):
+        runs.copy_companions(model, tmp_path / "to")
+    assert not (tmp_path / "to" / "vocab.json").exists()

@@ -1,0 +1,382 @@
+"""Every reader of files that come from elsewhere, on more than 100,000 damaged and hostile ones: each is read, or
+refused in one sentence, in bounded time and memory.
+
+    pytest -m slow -n 0 -s tests/faults/test_fuzz.py
+
+gives the figures of docs/reliability.md. The inputs are the same each time; with `ALIGNX_FUZZ=10` they are ten times as
+many, at random. What hypothesis draws is a valid file and up to three numbered changes of it: a failure shrinks to few.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+import resource
+import shutil
+import tempfile
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from alignx_jax import config as configs
+from alignx_jax.config import UserError
+from alignx_jax.data import prompts, readers
+from alignx_jax.data.languages import normalize
+from alignx_jax.evaluation import scoring
+from alignx_jax.models import families, huggingface
+from alignx_jax.training import runs
+
+pytestmark = pytest.mark.slow
+
+TIMES = os.environ.get("ALIGNX_FUZZ")
+SECONDS = 2  # of one core, that one input may take
+MEGABYTES = 256  # by which the process may grow over all inputs of a kind
+
+
+# Changes of a file. Each is a function of the bytes and one number, from which it takes places and what it puts there.
+
+HOSTILE = [
+    *(
+        b"\0",
+        b"\xff",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\r\n",
+        b"\xe2\x80\xa8",
+        b"\xc2\x85",
+        b"\t",
+        b"\n",
+        b"\n\n",
+    ),
+    *(
+        b'"',
+        b"\\",
+        b"\\ud800",
+        b"\\u0000",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b" ",
+        b"\x1b[2J",
+        b"<script>",
+        b"{input}",
+    ),
+    *(b"{input.__class__}", b"{0}", b"{{", b"%s", b"../../etc/passwd", b"NaN", b"-Infinity", b"1e999", b"-0", b"null"),
+    *(b"true", b"[]", b"{}", b"9" * 400, b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"a" * 70_000, bytes(512)),
+]
+VALUES = [
+    *(None, True, False, 0, -1, 1, 2, 1.5, 2**31, 2**63, 10**15, 10**400, float("inf"), float("nan"), -float("inf")),
+    *("", " ", "x", "\ud800", "\0", "a\nb", "\x1b[2J", "en", "de", "eng_Latn", "{input}", "{instruction}", "a" * 5000),
+    *([], [1], {}, {"a": 1}, ["a", "b"], [[]], {"en": "a", "de": "b"}, "default", "linear", "../model.safetensors"),
+]
+
+
+def flip(data, n):
+    place = n % (8 * len(data))
+    return data[: place // 8] + bytes([data[place // 8] ^ (1 << place % 8)]) + data[place // 8 + 1 :]
+
+
+def truncate(data, n):
+    return data[: n % len(data)]
+
+
+def cut(data, n):
+    start, length = n % len(data), 1 + (n >> 8) % 40
+    return data[:start] + data[start + length :]
+
+
+def repeat(data, n):
+    start, length = n % len(data), 1 + (n >> 8) % 80
+    return data[: start + length] + data[start:]
+
+
+def insert(data, n):
+    what, place = HOSTILE[n % len(HOSTILE)], n // len(HOSTILE) % (len(data) + 1)
+    return data[:place] + what + data[place:]
+
+
+def overwrite(data, n):
+    what, place = HOSTILE[n % len(HOSTILE)], n // len(HOSTILE) % len(data)
+    return data[:place] + what + data[place + len(what) :]
+
+
+def zeros(data, n):
+    start, length = n % len(data), 1 + (n >> 10) % 512
+    return data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
+
+
+def swap(data, n):
+    """Another value, another name, or the same name again, somewhere in a JSON document or one of its lines."""
+    lines = data.split(b"\n")
+    for number, line in enumerate([data, *lines]):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict | list) and value:
+            changed = json.dumps(_swapped(value, n)).replace("__twice__", "")
+            return changed.encode("utf-8", "surrogatepass") if not number else data.replace(line, changed.encode(), 1)
+    return insert(data, n)
+
+
+def _swapped(value, n):
+    places = list(value) if isinstance(value, dict) else list(range(len(value)))
+    place, n = places[n % len(places)], n // len(places)
+    new = VALUES[n // 4 % len(VALUES)]
+    if n % 4 == 0 and isinstance(value[place], dict | list) and value[place]:
+        new = _swapped(value[place], n // 4)
+    if isinstance(value, list):
+        return [*value[:place], new, *value[place + 1 :]]
+    match n % 4:
+        case 1:
+            return {k: v for k, v in value.items() if k != place}
+        case 2:
+            return {(str(new) if k == place else k): v for k, v in value.items()}
+        case 3:
+            return value | {f"{place}__twice__": new}
+    return value | {place: new}
+
+
+CHANGES = [flip, truncate, cut, repeat, insert, insert, overwrite, zeros, swap, swap, swap]
+
+
+def damaged(*valid: bytes) -> st.SearchStrategy[bytes]:
+    """One of the `valid` files with up to three changes, or sometimes bytes that never were one."""
+
+    def change(drawn):
+        data, changes = drawn
+        for name, number in changes:
+            data = CHANGES[name](data, number) if data else data
+        return data
+
+    numbers = st.tuples(st.integers(0, len(CHANGES) - 1), st.integers(0, 2**20 - 1))
+    files = st.tuples(st.sampled_from(valid), st.lists(numbers, min_size=1, max_size=3)).map(change)
+    return st.integers(0, 15).flatmap(lambda n: files if n else st.binary(max_size=60))
+
+
+# Each kind: valid files, what reads them, and what has to hold of what was read.
+
+
+def encoded(*values) -> bytes:
+    return b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
+
+
+PAIR = {"src_lang": "de", "tgt_lang": "en", "src": "Guten Tag", "tgt": "Good day"}
+WAYS = {"id": 1, "text": {"en": "Good day", "de": "Guten Tag", "zh_TW": "日"}}
+TSV = "de\ten\tGuten Tag\tGood day\ndeu_Latn\teng\tÄ \u2028 b\tc\r\n".encode()
+TASK = {"instruction": "Sum up", "input": "A text", "output": "Short", "language": "fi"}
+ITEM = {"premise": "It rained.", "choice1": "I got wet.", "choice2": "I flew.", "question": "effect", "label": 0}
+ITEM |= {"idx": 3, "lang": "en"}
+TEXT = b"Guten Tag\nEin Hund\n\xe6\x97\xa5\n"
+
+
+def checked(found, fields):
+    """Records whose texts can be written, tokenized and shown; a bad line stops, as it does by default."""
+    for record in list(found):
+        if isinstance(record, readers.BadLine):
+            assert record.reason.isprintable()
+            raise UserError(f"{record.origin}: {record.reason}")
+        assert record.keys() == fields
+        for name, text in record.items():
+            assert text or name in ("input", "language")
+            assert text.encode() or not text
+            assert "\0" not in text and text == text.strip()
+            assert not name.endswith("language") or not text or normalize(text) == text
+
+
+PARALLEL = {"source", "target", "source_language", "target_language", "origin"}
+
+
+def parallel(name):
+    return lambda folder, data: checked(readers.read_parallel([write(folder / name, data)]), PARALLEL)
+
+
+def moses(folder, data):
+    left, right = data[: len(data) // 2], data[len(data) // 2 :]
+    files = [write(folder / "c.de-en.de", left), write(folder / "c.de-en.en", right)]
+    return checked(readers.read_parallel(files), PARALLEL)
+
+
+def instructions(name):
+    fields = {"instruction", "input", "output", "language", "origin"}
+    return lambda folder, data: checked(readers.read_instructions([write(folder / name, data)]), fields)
+
+
+def multiway(name):
+    def read(folder, data):
+        file = write(folder / name, data)
+        found = list(readers.read_multiway(file if "json" in name else folder))
+        assert all(text.encode() and "\0" not in text for line in found for text in line.values())
+        return found
+
+    return read
+
+
+def choices(folder, data):
+    items = scoring.read_choices([str(write(folder / "test.en.jsonl", data))])
+    assert all(scoring._prompts(item, code) for code, of in items.items() for item in of)
+    return items
+
+
+def template(folder, data):
+    found = prompts.load(str(write(folder / "template.json", data)))
+    prompt = found.render_translation("{source}", "{input.__class__} b", "de", "en")
+    assert prompt.text.encode() and prompt.text[slice(*prompt.source)] == "{source}"
+    assert "<class" not in prompt.text
+    return prompt
+
+
+def run_config(folder, data):
+    write(folder / "config.json", data)
+    config = configs.load(str(folder))
+    try:
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    assert configs.from_json(configs.to_json(config), "again") == config
+    return config
+
+
+def model_config(folder, data):
+    write(folder / "config.json", data)
+    config = families.decoder_config(huggingface.read_config(folder), str(folder / "config.json"))
+    assert hash(config) and min(config.num_heads, config.head_dim, config.num_layers) > 0
+    return config
+
+
+def weights(folder, data):
+    write(folder / "model.safetensors", data)
+    return huggingface.open_weights(folder, SAMPLE)
+
+
+def index(folder, data):
+    for name, part in PARTS.items():
+        if not (folder / name).exists():
+            write(folder / name, part)
+    write(folder / "model.safetensors.index.json", data)
+    return huggingface.open_weights(folder, SAMPLE)
+
+
+def write(file: pathlib.Path, data: bytes) -> pathlib.Path:
+    file.write_bytes(data)
+    return file
+
+
+MODEL = json.loads((runs.SAMPLE_MODEL / "config.json").read_text()) | {"num_hidden_layers": 2, "hidden_size": 8}
+MODEL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 4, "vocab_size": 8}
+SAMPLE = families.decoder_config(MODEL, "config.json")
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64, "rope_theta": 5e5}
+
+
+def tensors(layers) -> dict[str, list[int]]:
+    table = families.FAMILIES["llama"].table(SAMPLE)
+    shapes = {key: w.tensor_shape(SAMPLE) for w in table for key in w.keys(SAMPLE)}
+    return {k: list(v) for n, (k, v) in enumerate(shapes.items()) if n % 2 in layers}
+
+
+def safetensors(shapes) -> bytes:
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, shape in shapes.items():
+        start, end = end, end + 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+PARTS = {"a.safetensors": safetensors(tensors([0])), "b.safetensors": safetensors(tensors([1]))}
+MAP = {key: name for name, part in zip(PARTS, ([0], [1]), strict=True) for key in tensors(part)}
+ALPACA = json.loads((pathlib.Path(prompts.__file__).parent / "alpaca.json").read_text())
+SHORT = {
+    "prompt_input": "{instruction}\n{input}\n",
+    "prompt_no_input": "{instruction}",
+    "translation": "to {target_language}",
+}
+RUN = json.loads(configs.to_json(configs.Config(model="m", seed=3)))
+
+
+def header(data: bytes) -> bytes:
+    """The changed file with the length of its header right again, so that more of them are parsed."""
+    start = data.find(b"{")
+    end = data.rfind(b"}}") + 2
+    return (end - start).to_bytes(8, "little", signed=False) + data[start:] if 0 <= start < end else data
+
+
+KINDS = {  # name: inputs, strategy, reader
+    "TSV": (13_000, damaged(TSV, TSV * 3), parallel("c.tsv")),
+    "TSV of a pair": (7_000, damaged(b"Guten Tag\tGood day\nEin\tOne\n"), parallel("de-en.train.tsv")),
+    "JSONL": (13_000, damaged(encoded(PAIR, PAIR), encoded(WAYS, PAIR)), parallel("c.jsonl")),
+    "Moses": (7_000, damaged(TEXT * 2, TEXT * 4), moses),
+    "gzip": (5_000, damaged(gzip.compress(TSV, mtime=0), gzip.compress(TSV * 50, mtime=0)), parallel("c.tsv.gz")),
+    "instructions, JSONL": (7_000, damaged(encoded(TASK, TASK)), instructions("i.jsonl")),
+    "instructions, JSON": (7_000, damaged(encoded([TASK, TASK])), instructions("i.json")),
+    "multi-way JSONL": (7_000, damaged(encoded(WAYS, WAYS)), multiway("m.jsonl")),
+    "multi-way folder": (5_000, damaged(TEXT), multiway("de.txt")),
+    "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
+    "prompt template": (7_000, damaged(encoded(ALPACA), encoded(SHORT)), template),
+    "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
+    "config.json of a model": (
+        7_000,
+        damaged(encoded(MODEL), encoded(MODEL | {"rope_parameters": LLAMA3})),
+        model_config,
+    ),
+    "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),
+    "safetensors header": (4_000, damaged(safetensors(tensors([0, 1]))).map(header), weights),
+    "index": (5_000, damaged(encoded({"metadata": {"total_size": 9}, "weight_map": MAP})), index),
+}
+
+
+def test_there_are_enough():
+    assert sum(count for count, _, _ in KINDS.values()) >= 100_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_clean_errors(kind, tmp_path):
+    count, inputs, read = KINDS[kind]
+    count = int(count * float(TIMES or 1))
+    root = pathlib.Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path))
+    outcomes, slowest, before = Counter(), 0.0, _rss()
+
+    @settings(
+        max_examples=count,
+        derandomize=not TIMES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=inputs)
+    def one(data):
+        nonlocal slowest
+        start = time.process_time()
+        try:
+            read(root, data)
+            outcomes["read"] += 1
+        except UserError as error:
+            message = str(error)
+            assert message.isprintable() and 20 < len(message) < 2100, message
+            assert str(root) in message, message
+            outcomes["refused"] += 1
+        slowest = max(slowest, time.process_time() - start)
+        assert slowest < SECONDS
+
+    try:
+        one()
+    finally:
+        shutil.rmtree(root)
+    grown = _rss() - before
+    print(f"{kind:24} {outcomes.total():>7,} inputs, {outcomes['refused']:>7,} refused, ", end="")
+    print(f"slowest {1000 * slowest:.0f} ms, grown by {grown:.0f} MB")
+    assert outcomes.total() >= count and outcomes["read"] > count / 100 and outcomes["refused"] > count / 100
+    assert grown < MEGABYTES
+
+
+def _rss() -> float:
+    """Most memory that the process ever had, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
