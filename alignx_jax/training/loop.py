@@ -7,6 +7,7 @@ import functools
 import math
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from alignx_jax import sharding
+from alignx_jax import hosts, sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
@@ -181,9 +182,11 @@ def train(
         )
     corpora = {c.source: c.fingerprint for c in data.corpora}
     decoder = None
-    if not runs.can_continue(folder, config, corpora):
+    if not hosts.share("continue", runs.can_continue(folder, config, corpora)):
         decoder = source.load(mesh)  # before the folder is there: a spoilt model leaves none behind
-        runs.claim(folder, config, source, corpora)
+        hosts.gather("loaded", None)
+        hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
+        runs.check_shared(folder)
     stage = _Stage(config, folder, plan, data, mesh, console)
     try:
         stage.start(source, decoder)
@@ -208,7 +211,7 @@ class _Stage:
         )
         self.last = data.train.steps
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
-        self.log: metrics.MetricsLog | None = None
+        self.log: metrics.MetricsLog | None = None  # of the first process
         self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
 
     def start(self, source: runs.Source, decoder: Decoder | None) -> None:
@@ -217,7 +220,8 @@ class _Stage:
         self.train_step = step.train_step
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=self.plan))
         self.first = self.checkpoints.latest or 0
-        self.log = metrics.MetricsLog(self.folder, self.first)
+        if hosts.is_first():
+            self.log = metrics.MetricsLog(self.folder, self.first)
         if self.first:
             self.state = self.checkpoints.restore(self.first, step.like)
             self.console.print(f"continuing {self.folder} from step {self.first} of {self.last}", soft_wrap=True)
@@ -225,35 +229,41 @@ class _Stage:
             decoder = decoder or source.load(self.mesh)
             tx = optimizer.adamw(self.config.optimizer, self.last)
             self.state = state.create(state.split(_build(self.config, self.plan, decoder))[1], tx, self.mesh)
-            if not metrics.read(self.folder, "validation"):
+            if not hosts.share("validated", bool(metrics.read(self.folder, "validation"))):
                 self.validate(0)
 
-    def place(self, batch: Batch) -> Batch:
-        """This process's rows onto its devices."""
-        return jax.tree.map(lambda x: sharding.place_rows(x, self.mesh), batch)
+    def batches(self, split: pipeline.Split, start: int) -> Iterator[Batch]:
+        """The batches from `start` on, on the devices; every process reads its own rows."""
+        own = sharding.own_rows(split.rows_per_step, self.mesh)
+        for batch in split.batches(start, own):
+            yield jax.tree.map(lambda x: sharding.place_rows(x, self.mesh, own, split.rows_per_step), batch)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self.log:
+            self.log.write(kind, step, values)
 
     def validate(self, step: int) -> dict[str, float]:
         """Every loss over the validation split, divided once at its end; logged."""
         totals = None
-        for batch in self.data.validation.batches(0, jax.process_index(), jax.process_count()):
-            sums = self.validation_sums(self.state.params, self.place(batch))
+        for batch in self.batches(self.data.validation, 0):
+            sums = self.validation_sums(self.state.params, batch)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         values = {}
         if totals is not None:
             sums, weights = jax.device_get(totals)
             values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
             values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
-            self.log.write("validation", step, values)
+            self.write("validation", step, values)
         return values
 
     def run(self, title: str) -> None:
         """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
-        batches = self.data.train.batches(self.first, jax.process_index(), jax.process_count())
+        batches = self.batches(self.data.train, self.first)
         waiting: tuple[int, dict[str, jax.Array]] | None = None
         with progress.StageProgress(self.console, title, self.first, self.last) as bar:
             self.bar, begin = bar, time.monotonic()
             for step, batch in enumerate(batches, start=self.first + 1):
-                self.state, values = self.train_step(self.state, self.place(batch))
+                self.state, values = self.train_step(self.state, batch)
                 if waiting:
                     self.report(*waiting)
                 waiting = step, values
@@ -283,7 +293,7 @@ class _Stage:
         values = {k: float(v) for k, v in jax.device_get(values).items()}
         self._check(step, values)
         values["tokens_per_second"] = self.bar.step(step, values)
-        self.log.write("train", step, values)
+        self.write("train", step, values)
 
     def _check(self, step: int, values: dict[str, float]) -> None:
         bad = [k for k, v in values.items() if not math.isfinite(v)]

@@ -10,14 +10,16 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from alignx_jax import sharding
-from alignx_jax.config import Config, UserError, from_json, to_json
+from alignx_jax import hosts, sharding
+from alignx_jax.config import Config, UserError, flat, from_json, to_json
+from alignx_jax.data import cache
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
@@ -35,10 +37,12 @@ _FREE = (
     "evaluation.",
     "export.",
     "plan.",
+    "hosts.",
     "data.cache",
     "training.keep",
     "training.save_every",
 )
+_VISIBLE = 60  # seconds for a new file to be seen on other hosts
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -54,6 +58,13 @@ class Source:
 
     def decoder_config(self) -> families.DecoderConfig:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
+
+    def fingerprint(self) -> str:
+        """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
+        files = [
+            (f.name, f.stat().st_size) for f in self.huggingface.iterdir() if f.suffix in (".safetensors", ".model")
+        ]
+        return cache.fingerprint(huggingface.read_config(self.huggingface), sorted(files))
 
     def config(self) -> Config | None:
         """What the stage was run with."""
@@ -170,6 +181,22 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
     fresh.rename(folder)
 
 
+def check_shared(folder: pathlib.Path) -> None:
+    """Whether this process sees the folder that the first one has just made; network storage may take a while.
+
+    Raises:
+      UserError: it does not.
+    """
+    deadline = time.monotonic() + _VISIBLE
+    while not (folder / "config.json").is_file():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{folder}: process 0 made it, but it is not here; --run has to be on storage of all processes"
+            )
+        time.sleep(0.5)
+    hosts.gather("folder", None)
+
+
 def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
     """Copies what a Hugging Face folder holds besides weights, tokenizer above all; files that are there stay."""
     for file in source.iterdir():
@@ -179,11 +206,5 @@ def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def _differences(saved: Config, asked: Config) -> list[str]:
-    def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-        items = {}
-        for key, value in tree.items():
-            items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return items
-
-    old, new = (flat(json.loads(to_json(c))) for c in (saved, asked))
+    old, new = flat(saved), flat(asked)
     return [f"{k}: {old[k]} there, {new[k]} here" for k in old if old[k] != new[k] and not k.startswith(_FREE)]
