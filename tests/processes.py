@@ -23,20 +23,16 @@ def flags_of(count: int, index: int, port: int) -> list[str]:
 
 
 def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -> list[subprocess.Popen]:
-    """`run.py` with `flags` in `count` processes, process n with the flags `own[n]` too; one process has none of hosts."""
+    """`run.py` with `flags` as `count` processes, number n with `own[n]` besides; a single one is not told of hosts."""
     port = free_port()
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), *flags, *(flags_of(count, n, port) if count > 1 else ())]
-            + list(own[n] if own else ()),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for n in range(count)
-    ]
+    processes = []
+    for n in range(count):
+        more = [*(flags_of(count, n, port) if count > 1 else ()), *(own[n] if own else ())]
+        command = [sys.executable, str(ROOT / "run.py"), *flags, *more]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
+    return processes
 
 
 def finish(processes: Sequence[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:

@@ -61,10 +61,9 @@ class Source:
 
     def fingerprint(self) -> str:
         """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
-        files = [
-            (f.name, f.stat().st_size) for f in self.huggingface.iterdir() if f.suffix in (".safetensors", ".model")
-        ]
-        return cache.fingerprint(huggingface.read_config(self.huggingface), sorted(files))
+        files = [file for file in self.huggingface.iterdir() if file.suffix in (".safetensors", ".model")]
+        sizes = sorted((file.name, file.stat().st_size) for file in files)
+        return cache.fingerprint(huggingface.read_config(self.huggingface), sizes)
 
     def config(self) -> Config | None:
         """What the stage was run with."""
