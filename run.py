@@ -26,7 +26,7 @@ from alignx_jax import config as configs
 from alignx_jax import hosts, plan_table, sharding
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
-from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.data import cache, pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.models import huggingface
@@ -226,6 +226,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     config = session.config
     session.console.rule("evaluate", align="left")
     material = evaluation.check(config)
+    hosts.agree({"what --evaluation reads": cache.fingerprint(dataclasses.asdict(material))})
     session.line(
         "sentences",
         f"{config.evaluation.sentences}: {len(material.sentences[config.evaluation.pivot]):,} in "
@@ -352,8 +353,8 @@ def main(arguments: list[str]) -> None:
         agree(config)
         sharding.prepare_devices(config.mesh, hosts.count())
         console = Console(quiet=not hosts.is_first())
-        cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         session = Session(config, sharding.make_mesh(config.mesh), console, arguments)
         with jax.set_mesh(session.mesh):
             match config.stage:

@@ -34,6 +34,15 @@ _START = 300  # seconds in which all processes have to be there
 _PING, _SILENCE = 10, 60  # seconds between signs of life; without one for so long a process is gone (JAX: after 100)
 _GRACE = 5  # seconds for a process to end by itself when another one stopped: mostly for the same reason
 _KEY = "alignx_jax/connection"
+_SEVERAL = {
+    "JAX_COORDINATOR_ADDRESS",
+    "JOB_COMPLETION_INDEX",
+    "OMPI_MCA_orte_hnp_uri",
+    "SLURM_PROCID",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
+}
+"""One of these is set where JAX has to look for other processes; in a pod without them it would ask Kubernetes."""
 _AGAIN = "what was saved is kept; give the same command again"
 
 _link: _Link | None = None
@@ -56,7 +65,8 @@ def initialize(options: HostsConfig) -> None:
             f"--hosts.coordinator={options.coordinator} --hosts.count={options.count} --hosts.index={options.index}: "
             "the coordinator is HOST:PORT of process 0, the index a number from 0 to count - 1"
         )
-    if jax.distributed.is_initialized() or options.count == 1:
+    alone = "KUBERNETES_SERVICE_HOST" in os.environ and not _SEVERAL & os.environ.keys()
+    if jax.distributed.is_initialized() or options.count == 1 or (alone and not any(given)):
         return
     jax.config.update("jax_enable_preemption_service", True)  # by default it is not everywhere
     late = threading.Timer(_START, _leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
@@ -67,7 +77,7 @@ def initialize(options: HostsConfig) -> None:
         if global_state.num_processes > 1:
             _soften_abort()
             _link = _connect(global_state.process_id, global_state.num_processes)
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever a cluster's client raises
         nothing = "coordinator_address should be defined" in str(error) or "must be called before" in str(error)
         if nothing and not any(given):
             return  # nothing detected; or a process that has used devices before it came here

@@ -186,7 +186,7 @@ def train(
         decoder = source.load(mesh)  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
-        runs.check_shared(folder)
+    runs.check_shared(folder)
     stage = _Stage(config, folder, plan, data, mesh, console)
     try:
         stage.start(source, decoder)
@@ -220,6 +220,7 @@ class _Stage:
         self.train_step = step.train_step
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=self.plan))
         self.first = self.checkpoints.latest or 0
+        hosts.agree({f"the latest checkpoint of {self.folder}": self.first})
         if hosts.is_first():
             self.log = metrics.MetricsLog(self.folder, self.first)
         if self.first:

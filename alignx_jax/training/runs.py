@@ -95,7 +95,7 @@ class Source:
         )
         checkpoints = Checkpoints(self.run / "checkpoints")
         try:
-            return checkpoints.restore_part(checkpoints.best, like)[part]
+            return checkpoints.restore_part(hosts.share("best checkpoint", checkpoints.best), like)[part]
         finally:
             checkpoints.close()
 
@@ -181,7 +181,7 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
 
 
 def check_shared(folder: pathlib.Path) -> None:
-    """Whether this process sees the folder that the first one has just made; network storage may take a while.
+    """Whether every process sees the stage's folder, which the first one made; network storage may take a while.
 
     Raises:
       UserError: it does not.
