@@ -21,6 +21,7 @@ from alignx_jax.config import HostsConfig, UserError
 from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+AUTO = "--objective.contrastive.layer=auto"
 # In place of leaving, threads of `Processes` end.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -142,7 +143,7 @@ def test_disagreement_names_the_process_and_what_differs(monkeypatch):
     with pytest.raises(UserError, match=r"^--seed is 2 on process 2 of 3 and 1 on process 0; every process has to be"):
         hosts.agree(facts[0])
     facts[2] = {"--seed": 1}
-    with pytest.raises(UserError, match="^a file is None on process 2 of 3 and 'x' on process 0"):
+    with pytest.raises(UserError, match=r"^a file is None on process 2 of 3 and 'x' on process 0"):
         hosts.agree(facts[0])
 
 
@@ -201,12 +202,14 @@ class Program:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Program:
-    """With the whole demonstration run by one process, and by two."""
-    program = Program(tmp_path_factory.mktemp("hosts"))
-    for count in (1, 2):
-        layer = "--objective.contrastive.layer=auto"
-        program.printed = program.succeed(count, f"by {count}", "--stage=all", layer)
-    return program
+    return Program(tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture(scope="module")
+def printed(program) -> list[str]:
+    """The whole demonstration has been run by one process, and by two, which printed this."""
+    program.succeed(1, "by 1", "--stage=all", AUTO)
+    return program.succeed(2, "by 2", "--stage=all", AUTO)
 
 
 def assert_equal_records(found: list[dict], expected: list[dict]) -> None:
@@ -219,7 +222,7 @@ def assert_equal_records(found: list[dict], expected: list[dict]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "control", "stage2"])
-def test_two_processes_train_as_one(program, stage):
+def test_two_processes_train_as_one(program, printed, stage):
     found, expected = program.records(f"by 2/{stage}"), program.records(f"by 1/{stage}")
     assert sum(r["kind"] == "validation" for r in found) == 3
     assert_equal_records(found, expected)
@@ -228,13 +231,13 @@ def test_two_processes_train_as_one(program, stage):
 
 
 @pytest.mark.slow
-def test_only_the_first_process_prints(program):
-    first, second = program.printed
+def test_only_the_first_process_prints(printed):
+    first, second = printed
     assert "4 x cpu in 2 processes" in first and "stage 2: validation" in first and not second
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(program):
+def test_two_processes_evaluate_as_one(program, printed):
     one, two = (json.loads((program.folder / f"by {n}" / "evaluation.json").read_text()) for n in (1, 2))
     assert two["models"][0] == one["models"][0]  # of the base model: every value, bit for bit
     assert [m["align_layer"] for m in two["models"]] == [m["align_layer"] for m in one["models"]]
@@ -244,7 +247,7 @@ def test_two_processes_evaluate_as_one(program):
 
 
 @pytest.mark.slow
-def test_what_two_processes_export_one_exports_bit_for_bit(program):
+def test_what_two_processes_export_one_exports_bit_for_bit(program, printed):
     program.succeed(1, "exported", "--stage=export", f"--model={program.folder / 'by 2' / 'stage2'}")
     one, two = (program.folder / run / "export" for run in ("exported", "by 2"))
     assert sorted(f.name for f in two.iterdir()) == sorted(f.name for f in one.iterdir())
@@ -258,11 +261,11 @@ def test_what_two_processes_export_one_exports_bit_for_bit(program):
 @pytest.mark.parametrize(
     ("before", "count", "mesh"), [(2, 1, "4x1"), (1, 4, "2x2")], ids=["two, then one", "one, then four on another mesh"]
 )
-def test_another_number_of_processes_continues(program, before, count, mesh):
+def test_another_number_of_processes_continues(program, printed, before, count, mesh):
     """2x2 in 4 processes: two processes have the same rows, and parts of the same matrices."""
     run = f"{before} then {count}"
     program.continued(f"by {before}/stage1", run)
-    first, *others = program.succeed(count, run, f"--mesh={mesh}", "--objective.contrastive.layer=auto")
+    first, *others = program.succeed(count, run, f"--mesh={mesh}", AUTO)
     assert "from step 2 of 4" in first and not any(others)
     assert_equal_records(program.records(f"{run}/stage1"), program.records(f"by {before}/stage1"))
 
