@@ -274,17 +274,16 @@ def test_another_number_of_processes_continues(program, printed, before, count, 
 @pytest.mark.parametrize(("count", "victim"), [(4, 2), (2, 0)], ids=["one of four", "the first"])
 def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, victim):
     run = f"killed {victim}"
-    more = ["--training.steps=100000", "--training.validate-every=100000", "--training.save-every=10"]
-    running = processes.start(count, program.flags(run, *more))
+    more = ["--training.steps=2000", "--training.validate-every=2000", "--training.save-every=10"]
     log = program.folder / run / "stage1" / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (log.is_file() and log.read_text().count('"train"') > 25):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in running)
+    running = processes.start(count, program.flags(run, *more))
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count('"train"') > 25):
         time.sleep(0.1)
     running[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     done = processes.finish(running, 60)
-    assert time.monotonic() - killed < 30  # about a second, where the machine is quiet
+    assert time.monotonic() - killed < 30  # half a second where the machine is quiet
     sentence = f"run.py: process {victim} of {count} is gone; what was saved is kept; give the same command again"
     for n, (code, _, err) in enumerate(done):
         assert (code, err.strip()) == ((-9, "") if n == victim else (exits.PEER_LOST, sentence)), done
