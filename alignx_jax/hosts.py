@@ -33,6 +33,7 @@ Value = TypeVar("Value")
 _START = 300  # seconds in which all processes have to be there
 _PING, _SILENCE = 10, 60  # seconds between signs of life; without one for so long a process is gone (JAX: after 100)
 _GRACE = 5  # seconds for a process to end by itself when another one stopped: mostly for the same reason
+_NEWS = 1  # seconds that an error waits for the news that a process is gone, whose collectives fail at once
 _KEY = "alignx_jax/connection"
 _SEVERAL = {
     "JAX_COORDINATOR_ADDRESS",
@@ -161,7 +162,6 @@ def together() -> Iterator[None]:
         raise
     except BaseException as error:
         if _link:
-            time.sleep(_GRACE)  # a broken collective comes before the news that its process is gone
             _link.fail(f"{type(error).__name__}: {error}"[:500], exits.USER, traceback.format_exc())
         raise
     if _link:
@@ -218,7 +218,7 @@ class _Link:
     def gather(self, what: str, value: Any) -> list[Any]:
         self._turn += 1
         self._waiting = True
-        message = {"turn": [self._turn, what], "value": value}
+        message = json.loads(json.dumps({"turn": [self._turn, what], "value": value}))  # lists, as the others get them
         if self._index:
             self._send(0, message)
         else:
@@ -229,6 +229,7 @@ class _Link:
 
     def fail(self, sentence: str, code: int, own: str = "") -> NoReturn:
         """Tells the others, says `own` here, and leaves; JAX's own end would wait for all of them."""
+        time.sleep(_NEWS)
         self._ending = True
         self._tell({"stop": sentence, "code": code, "who": self._index})
         self._wait_for_others()
@@ -285,6 +286,7 @@ class _Link:
 
     def _stop(self, message: dict) -> None:
         """Another process has stopped, or is gone: so does this one, once."""
+        self._open.discard(message["who"])
         with self._lock:
             if self._ending:
                 return

@@ -66,6 +66,7 @@ class Processes:
 
     def __init__(self, count: int, monkeypatch):
         monkeypatch.setattr(hosts, "_GRACE", 0.2)
+        monkeypatch.setattr(hosts, "_NEWS", 0.0)
         monkeypatch.setattr(hosts, "_leave", self._leave)
         self.left: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
         pairs = {n: socket.socketpair() for n in range(1, count)}
