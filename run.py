@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import flax
 import jax
 import jax.numpy as jnp
 import tyro
@@ -24,10 +25,10 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from alignx_jax import config as configs
-from alignx_jax import exits, plan_table, sharding
+from alignx_jax import exits, hosts, plan_table, sharding
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
-from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.data import cache, pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.models import huggingface
@@ -77,6 +78,7 @@ class Session:
     def source(self, path: str) -> runs.Source:
         """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
         found = runs.find(path)
+        hosts.agree({f"the model {path}": found.fingerprint()})
         name = pathlib.Path(path).absolute().name
         return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
@@ -116,6 +118,10 @@ class Session:
             data = pipeline.build(
                 self.config, stage, self.tokenizer(source), lambda name, *done: advance(f"encoding {name}", *done)
             )
+        hosts.agree(
+            {f"the content of {corpus.source}": corpus.fingerprint for corpus in data.corpora}
+            | {"the packed data": [data.train.fingerprint, data.validation.fingerprint]}
+        )
         train, training = data.train, self.config.training
         self.line(
             "data",
@@ -156,16 +162,18 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     source = session.source(start)
     session.console.rule(STAGES[folder], align="left")
     session.show_source(source)
-    session.line(
-        "devices", f"{session.mesh.size} x {session.mesh.devices.flat[0].device_kind}, mesh {_axes(session.mesh)}"
-    )
+    on = f" in {hosts.count()} processes" if hosts.count() > 1 else ""
+    kind = session.mesh.devices.flat[0].device_kind
+    session.line("devices", f"{session.mesh.size} x {kind}{on}, mesh {_axes(session.mesh)}")
     loop.check(session.config, source, session.mesh)
     choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     data = session.data(stage, source)
     config = dataclasses.replace(session.config, stage=stage, model=start)
+    config = with_layer(session, config, session.run / folder, source, data)
+    agree(config)
     result = loop.train(
-        with_layer(session, config, session.run / folder, source, data),
+        config,
         session.run / folder,
         source,
         data,
@@ -180,6 +188,12 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
         session.console.print(progress.change_table(f"{STAGES[folder]}: validation", result.before, result.after))
     session.line("results", f"{result.folder} (best checkpoint: step {result.best_step})")
     return result
+
+
+def agree(config: Config) -> None:
+    """Refuses processes that were started with different settings or versions."""
+    settings = {f"--{name}": value for name, value in configs.flat(config).items() if not name.startswith("hosts.")}
+    hosts.agree({"the version of jax": jax.__version__, "the version of flax": flax.__version__} | settings)
 
 
 def with_layer(session: Session, config: Config, folder: pathlib.Path, source: runs.Source, data) -> Config:
@@ -225,6 +239,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     config = session.config
     session.console.rule("evaluate", align="left")
     material = evaluation.check(config)
+    hosts.agree({"what --evaluation reads": cache.fingerprint(dataclasses.asdict(material))})
     session.line(
         "sentences",
         f"{config.evaluation.sentences}: {len(material.sentences[config.evaluation.pivot]):,} in "
@@ -240,13 +255,17 @@ def evaluate(session: Session, models: list[str]) -> None:
     with session.bars() as advance:
         results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
     results["command"] = f"python run.py {shlex.join(session.arguments)}"
-    session.console.print(report.terminal_table(results))
-    session.run.mkdir(parents=True, exist_ok=True)
-    path = session.run / "evaluation.json"
-    durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    page = report.write(results, session.run)
-    report.to_tensorboard(results, session.run / "evaluation")
-    session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
+
+    def write() -> None:
+        session.console.print(report.terminal_table(results))
+        session.run.mkdir(parents=True, exist_ok=True)
+        path = session.run / "evaluation.json"
+        durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        page = report.write(results, session.run)
+        report.to_tensorboard(results, session.run / "evaluation")
+        session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
+
+    hosts.first("results", write)
 
 
 def models_of(session: Session) -> list[str]:
@@ -280,7 +299,7 @@ def export(session: Session) -> None:
     original = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     dtype = original if options.dtype == "original" else options.dtype
     huggingface.export(source.load(session.mesh), settings, folder, jnp.dtype(dtype), options.shard_gb * 1e9)
-    runs.copy_companions(source.huggingface, folder)
+    hosts.first("companions", lambda: runs.copy_companions(source.huggingface, folder))
     session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
 
 
@@ -327,7 +346,7 @@ def everything(session: Session) -> None:
     )
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
     train(dataclasses.replace(session, config=config), "2", "stage2", str(session.run / "stage1"))
-    if not (session.run / "export").exists():  # a restart may find it done
+    if not hosts.share("exported", (session.run / "export").exists()):  # a restart may find it done
         export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
 
@@ -342,9 +361,12 @@ def leave(code: int, what: object) -> NoReturn:
     if code == exits.USER:
         sys.exit(f"run.py: {text}")
     print(f"run.py: {text}", file=sys.stderr)
-    sys.exit(code)
+    stopped = SystemExit(code)
+    stopped.add_note(text)
+    raise stopped
 
 
+@hosts.together()
 def main(arguments: list[str]) -> None:
     try:
         with stopping.Stop() as stop:
@@ -367,15 +389,18 @@ def main(arguments: list[str]) -> None:
 
 
 def start(arguments: list[str], stop: stopping.Stop) -> None:
-    console = Console(stderr=False)
     config = parse(arguments)
     if config.stage == "plan":
         on = planning.machine(config)
-        plan(Session(config, on.mesh(config.mesh), console, stop, arguments), on)
+        plan(Session(config, on.mesh(config.mesh), Console(), stop, arguments), on)
         return
-    sharding.prepare_devices(config.mesh)
-    cache = pathlib.Path(config.data.cache).expanduser() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    hosts.initialize(config.hosts)
+    stop.take_over()
+    agree(config)
+    sharding.prepare_devices(config.mesh, hosts.count())
+    console = Console(quiet=not hosts.is_first())
+    compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
     session = Session(config, sharding.make_mesh(config.mesh), console, stop, arguments)
     with jax.set_mesh(session.mesh):
         match config.stage:

@@ -292,6 +292,20 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class HostsConfig:
+    """The processes of a run, for where JAX does not find them as on TPU pods, GKE and SLURM: docs/multihost.md."""
+
+    __pydantic_config__ = _STRICT
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, a free port that all processes reach."""
+    count: _Count | None = None
+    """Number of processes; each has the same number of devices."""
+    index: _Size | None = None
+    """Number of this process, from 0."""
+
+
+@dataclass(frozen=True)
 class Config:
     """AlignX: align the languages of a decoder LLM in its middle layers (stage 1), fine-tune (stage 2), export it."""
 
@@ -324,6 +338,20 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
     plan: PlanConfig = PlanConfig()
+    hosts: HostsConfig = HostsConfig()
+
+
+def flat(config: Config) -> dict[str, object]:
+    """Every setting by its name, such as `training.rows`, with its value as JSON has it."""
+
+    def items(tree: dict, prefix: str) -> Iterator[tuple[str, object]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from items(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(items(json.loads(to_json(config)), ""))
 
 
 @functools.cache

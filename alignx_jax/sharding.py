@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -61,15 +62,21 @@ def _shape(spec: str) -> tuple[int, ...]:
     return tuple(map(int, spec.split("x")))
 
 
-def prepare_devices(spec: str) -> None:
-    """Makes a CPU-only host simulate the devices that a mesh asks for. Call it before anything uses a device.
+def prepare_devices(spec: str, processes: int = 1) -> None:
+    """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
 
     Raises:
-      UserError: `spec` is no mesh.
+      UserError: `spec` is no mesh, or its devices do not divide among the processes.
     """
-    wanted = max(math.prod(_shape(spec)), jax.config.jax_num_cpu_devices)
+    size = math.prod(_shape(spec))
+    if size % processes:
+        raise UserError(
+            f"--mesh={spec}: {size} devices do not divide among {processes} processes, which have as many each; "
+            f"give a mesh of a multiple of {processes}"
+        )
+    wanted = max(size // processes, jax.config.jax_num_cpu_devices)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
@@ -83,10 +90,16 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
       devices: those of a machine that is not attached; unset: all there are.
 
     Raises:
-      UserError: `spec` is no mesh, or there are fewer devices than it asks for.
+      UserError: `spec` is no mesh, or there are fewer devices than it asks for; or more, on several processes.
     """
     shape = _shape(spec)
+    attached = devices is None
     devices, wanted = devices or jax.devices(), math.prod(shape)
+    if attached and jax.process_count() > 1 and len(devices) != wanted:
+        raise UserError(
+            f"--mesh={spec} is of {wanted} devices, but the {jax.process_count()} processes have {len(devices)} "
+            f"({devices[0].device_kind}); several processes use all of theirs: give a mesh of {len(devices)}"
+        )
     if len(devices) < wanted:
         raise UserError(
             f"--mesh={spec} asks for {wanted} devices, but there are {len(devices)} ({devices[0].device_kind}); "
@@ -124,9 +137,40 @@ def batch_spec(mesh: Mesh | AbstractMesh) -> P:
     return P(row_axes(mesh))
 
 
-def place_rows(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """This process's rows [R/processes,...] onto its devices, as the global array [R,...]."""
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(mesh)), x)
+def own_rows(rows: int, mesh: Mesh) -> np.ndarray:
+    """The numbers of those of `rows` rows that this process's devices need, in order: all, in a single process.
+
+    Processes that share a part of the data axes, as those of a model axis do, need the same rows.
+    """
+    places = NamedSharding(mesh, batch_spec(mesh)).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[place] for place in places.values()]))
+
+
+def place_rows(x: np.ndarray, mesh: Mesh, own: np.ndarray | None = None, rows: int = 0) -> jax.Array:
+    """Rows [R,...] that every process has, onto the devices: each process's part onto its own.
+
+    Args:
+      own: given where `x` is only these of `rows` rows, those of `own_rows`.
+    """
+    shape = x.shape if own is None else (rows, *x.shape[1:])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return x[index] if own is None else x[np.searchsorted(own, np.arange(rows)[index[0]])]
+
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, batch_spec(mesh)), part)
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays whole on every process's host, as NumPy: the one way back from the devices.
+
+    Every process has to call it. What is not wholly on its own devices is gathered, an array at a time.
+    """
+
+    def fetch(x: jax.Array) -> np.ndarray:
+        here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return np.asarray(x if here else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(fetch, tree)
 
 
 def rows_like(x: np.ndarray, rows: int, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import hashlib
 import math
 import pathlib
 import threading
@@ -20,7 +21,7 @@ import numpy as np
 
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, UserError
-from alignx_jax.data import corpora, packing, prompts, readers
+from alignx_jax.data import cache, corpora, packing, prompts, readers
 from alignx_jax.data.examples import Examples, Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.tokenizer import Tokenizer
@@ -78,15 +79,19 @@ class Split:
             self.rows = self._count_rows(epochs, None if steps is None else steps * self.rows_per_step)
         self.steps = math.ceil(self.rows / self.rows_per_step)
 
-    def batches(self, start_step: int = 0, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """The batches from `start_step` on: NumPy, this process's contiguous `rows_per_step / process_count` rows."""
-        if self.rows_per_step % process_count:
-            raise ValueError(f"{self.rows_per_step} rows a step do not divide among {process_count} processes")
+    def batches(self, start_step: int = 0, own: np.ndarray | None = None) -> Iterator[Batch]:
+        """The batches from `start_step` on: NumPy, of each the rows `own`, or all."""
         if start_step >= self.steps:
             return iter(())
-        rows = grain.MapDataset.source(_ProcessRows(self, process_index, process_count))
-        batches = rows.batch(self.rows_per_step // process_count)[start_step:]
+        own = np.arange(self.rows_per_step) if own is None else own
+        batches = grain.MapDataset.source(_ProcessRows(self, own)).batch(len(own))[start_step:]
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the sizes of the examples and of the rows that they are packed into."""
+        sizes = [np.ascontiguousarray(x, np.int64) for x in (self._lengths, *self._examples_of_row)]
+        return cache.fingerprint(self.rows, [hashlib.blake2b(x, digest_size=10).hexdigest() for x in sizes])
 
     def most_examples(self, rows: int) -> int:
         """Most examples in any `rows` rows that stand together, counted from each step's first; at least 1.
@@ -187,16 +192,15 @@ class Split:
 class _ProcessRows:
     """The rows of one process, for Grain: those of its first step, then of its second, and so on."""
 
-    def __init__(self, split: Split, process_index: int, process_count: int):
-        self._split, self._index = split, process_index
-        self._rows = split.rows_per_step // process_count
+    def __init__(self, split: Split, own: np.ndarray):
+        self._split, self._own = split, own
 
     def __len__(self) -> int:
-        return self._split.steps * self._rows
+        return self._split.steps * len(self._own)
 
     def __getitem__(self, place: int) -> Batch:
-        step, row = divmod(int(place), self._rows)
-        return self._split.row(step * self._split.rows_per_step + self._index * self._rows + row)
+        step, number = divmod(int(place), len(self._own))
+        return self._split.row(step * self._split.rows_per_step + int(self._own[number]))
 
 
 @dataclasses.dataclass(frozen=True)

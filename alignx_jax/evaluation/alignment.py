@@ -89,7 +89,7 @@ def encode(
         members = [plan[r] if r < len(plan) else [] for r in range(first, first + rows)]
         packed = [packing.assemble([examples[n] for n in row], row_length, _SLOTS) for row in members]
         batch = jax.tree.map(lambda *x: sharding.place_rows(np.stack(x), mesh), *packed)
-        pooled_PxRxKxD = np.asarray(_pooled(params, batch, graph=graph, pools=tuple(pools), dtype=dtype))
+        pooled_PxRxKxD = sharding.to_host(_pooled(params, batch, graph=graph, pools=tuple(pools), dtype=dtype))
         for place, pool in enumerate(pools):
             for r, row in enumerate(members):
                 vectors[pool][:, row] = pooled_PxRxKxD[:, r, place * _SLOTS :][:, : len(row)]
@@ -226,7 +226,7 @@ def choose_layer(
         )
     vectors_LxMxD = text_vectors(decoder, tokenizer, [text for pair in distinct for text in pair], mesh, **options)
     hits = [metrics.retrieval_hits(np.stack([x[::2], x[1::2]])) for x in vectors_LxMxD]
-    curve = [float((h[0, 1].mean() + h[1, 0].mean()) / 2) for h in map(np.asarray, hits)]
+    curve = [float((h[0, 1].mean() + h[1, 0].mean()) / 2) for h in sharding.to_host(hits)]
     layer = max(range(1, depth), key=lambda n: (curve[n], -abs(n - depth / 2)))
     return LayerChoice(layer, curve, len(distinct))
 

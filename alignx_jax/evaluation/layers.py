@@ -38,9 +38,9 @@ def measure(
     for first in range(0, depth + 1, mesh.size):
         at_once = np.minimum(np.arange(first, first + mesh.size), depth)  # the last once more where it does not divide
         arrays = (vectors.mean[at_once], vectors.weighted[at_once], vectors.last[at_once])
-        groups.append(jax.device_get(_measured(*arrays, place=place, seed=seed, mesh=mesh)))
+        groups.append(sharding.to_host(_measured(*arrays, place=place, seed=seed, mesh=mesh)))
     found = jax.tree.map(lambda *x: np.concatenate(x)[: depth + 1], *groups)  # arrays [L+1,...]
-    hits_KxKxN = np.asarray(metrics.retrieval_hits(vectors.mean[align_layer]))
+    hits_KxKxN = sharding.to_host(metrics.retrieval_hits(vectors.mean[align_layer]))
 
     def by_language(x_LxK: np.ndarray) -> dict[str, list[float]]:
         return {code: _floats(x_LxK[:, k]) for k, code in enumerate(languages) if code != pivot}
@@ -94,7 +94,8 @@ def both_directions(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[
     """Retrieval at every layer between each language's two sets of vectors, [L+1,N,D] each."""
     found = {}
     for code, sides in pairs.items():
-        hits_Lx2xN = np.stack([np.asarray(metrics.pivot_hits(np.stack(x), 1)[0]) for x in zip(*sides, strict=True)])
+        hits = [metrics.pivot_hits(np.stack(layer), 1)[0] for layer in zip(*sides, strict=True)]
+        hits_Lx2xN = np.stack(sharding.to_host(hits))
         to, back = hits_Lx2xN.mean(axis=-1).T
         found[code] = {"to_pivot": _floats(to), "from_pivot": _floats(back)}
     return found

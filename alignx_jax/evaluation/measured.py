@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from alignx_jax import hosts
 from alignx_jax.config import Config
 from alignx_jax.data import prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
@@ -105,7 +106,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             seed=config.seed,
             progress=told("translation"),
         )
-        translated = translation_scores.score(outputs, material.translated, options.pivot, options.translation)
+        if hosts.is_first():  # which writes the results: the other processes need none of COMET and its like
+            translated = translation_scores.score(outputs, material.translated, options.pivot, options.translation)
     tasks = None
     if options.tasks:
         tasks = harness.evaluate_tasks(

@@ -141,7 +141,7 @@ def log_likelihoods(
         with jax.set_mesh(mesh):
             arrays = (sharding.place_rows(a, mesh) for a in (tokens_RxT, labels_RxT, positions_RxT, segments_RxT))
             found = _scored(params, *arrays, graph=graph, dtype=dtype)
-        log_probability_RxT, greedy_RxT = map(np.asarray, found)
+        log_probability_RxT, greedy_RxT = sharding.to_host(found)
         for n, r, end in ends:
             continuation = r, slice(end - len(requests[n][1]), end)
             scores.log_probability[n] = log_probability_RxT[continuation].sum(dtype=np.float64)

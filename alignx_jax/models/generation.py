@@ -124,7 +124,7 @@ def generate(
             best_RxN = _search(
                 params, *arrays, key, eos_E, graph=graph, dtype=dtype, max_tokens=max_tokens, decoding=decoding
             )
-        for n, best_N in zip(members, np.asarray(best_RxN).tolist(), strict=False):  # the last batch is filled up
+        for n, best_N in zip(members, sharding.to_host(best_RxN).tolist(), strict=False):  # the last batch is filled up
             end = next((i for i, token in enumerate(best_N) if token in (_NONE, *eos_ids)), max_tokens)
             results[n] = best_N[:end]
         if progress:

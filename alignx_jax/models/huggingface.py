@@ -21,7 +21,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from alignx_jax import sharding
+from alignx_jax import hosts, sharding
 from alignx_jax.config import UserError
 from alignx_jax.exits import StorageError
 from alignx_jax.models.decoder import Decoder
@@ -235,7 +235,7 @@ def export(
 ) -> None:
     """Writes weights and config.json that transformers loads; the inverse of `load`. The host holds one file at a time.
 
-    The folder appears only when all of it is written.
+    The folder appears only when all of it is written. Every process has to call this, and the first one writes.
 
     Args:
       source_config: the parsed config.json that the decoder was made from; fields of auxiliary heads are left out.
@@ -248,28 +248,42 @@ def export(
     folder, dtype = pathlib.Path(folder), jnp.dtype(dtype)
     if decoder.config != decoder_config(source_config, "source_config"):
         raise ValueError("source_config is not that of the decoder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; delete it, or give another folder")
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+
+    def make() -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists already; delete it, or give another folder")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    hosts.first("folder of an export", make)
     shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     names = [_SINGLE] if len(shards) == 1 else names
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
-        tensors = {k: _tensor(params, decoder.config, k, w, layer, dtype) for k, (w, layer) in shard.items()}
+        tensors = {}
+        for key, (weight, layer) in shard.items():
+            parameter = _to_host(functools.reduce(dict.__getitem__, weight.path, params), layer)
+            if hosts.is_first():
+                tensors[key] = _tensor(parameter, decoder.config, key, weight, dtype)
         try:
-            safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
+            if tensors:
+                safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # such as a full disk
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(f"{partial / name}: {error}; make room, and start the same command again") from error
-    if len(shards) > 1:
-        size = sum(math.prod(w.tensor_shape(decoder.config)) for s in shards for w, _ in s.values()) * dtype.itemsize
-        files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
-    _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
-    os.replace(partial, folder)
+
+    def finish() -> None:
+        if len(shards) > 1:
+            every = [w for shard in shards for w, _ in shard.values()]
+            size = sum(math.prod(w.tensor_shape(decoder.config)) for w in every) * dtype.itemsize
+            files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
+        _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
+        os.replace(partial, folder)
+
+    hosts.first("end of an export", finish)
 
 
 def _entries(config: DecoderConfig) -> Iterator[tuple[str, Weight, int | None]]:
@@ -299,13 +313,11 @@ def _plan(config: DecoderConfig, itemsize: int, shard_bytes: float) -> list[dict
 
 def _to_host(parameter: jax.Array, layer: int | None) -> np.ndarray:
     """One parameter, or one layer of a stacked one, whole on this host."""
-    return np.asarray(parameter if layer is None else parameter[layer])
+    return sharding.to_host(parameter if layer is None else parameter[layer])
 
 
-def _tensor(
-    params: dict[str, Any], config: DecoderConfig, key: str, weight: Weight, layer: int | None, dtype: jnp.dtype
-) -> np.ndarray:
-    parameter = _to_host(functools.reduce(dict.__getitem__, weight.path, params), layer)
+def _tensor(parameter: np.ndarray, config: DecoderConfig, key: str, weight: Weight, dtype: jnp.dtype) -> np.ndarray:
+    """As the checkpoint has it."""
     sizes = [size for factors in weight.split(config) for size in factors]
     split = parameter.transpose(np.argsort(weight.axes))[tuple(map(slice, sizes))]  # padded vocabulary rows go
     with np.errstate(over="ignore"):  # told below

@@ -15,11 +15,9 @@ import shutil
 import sys
 from collections.abc import Callable, Collection
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from alignx_jax import hosts
 from alignx_jax.config import UserError
 from alignx_jax.exits import StorageError
 from alignx_jax.training import durable
@@ -50,7 +48,7 @@ class Checkpoints:
         self._folder, self._keep, self._writable, self._warn = folder.absolute(), keep, writable, warn
         self._saving: tuple[int, float | None, concurrent.futures.Future] | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1)
-        self._first = jax.process_index() == 0
+        self._first = hosts.is_first()
         if writable and self._first:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean()
@@ -210,11 +208,7 @@ class Checkpoints:
 
     def _of_first(self, find: Callable[[], int | None]) -> int | None:
         """What process 0 finds, on all processes."""
-        if jax.process_count() == 1:
-            return find()
-        found = find() if self._first else None
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
-        return None if step == -1 else step
+        return hosts.share(f"checkpoint of {self._folder}", find() if self._first else None)
 
     def _name(self, step: int, validation_loss: float | None) -> None:
         """Checksums of everything, and then the checkpoint's own name."""

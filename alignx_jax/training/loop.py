@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from alignx_jax import sharding
+from alignx_jax import hosts, sharding
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
 from alignx_jax.models import attention
@@ -166,9 +166,11 @@ def train(
         )
     corpora = {c.source: c.fingerprint for c in data.corpora}
     loaded = []
-    if not runs.can_continue(folder, config, corpora):
+    if not hosts.share("continue", runs.can_continue(folder, config, corpora)):
         loaded = [source.load(mesh)]  # before the folder is there: a spoilt model leaves none behind
-        runs.claim(folder, config, source, corpora)
+        hosts.gather("loaded", None)
+        hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
+    runs.check_shared(folder)
     step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
     stage = Stage(config, folder, step, data, mesh, console, stop)
     # Nothing keeps the decoder: its arrays are donated to the first step.

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from alignx_jax import sharding
-from alignx_jax.config import Config, UserError, from_json, to_json
+from alignx_jax import hosts, sharding
+from alignx_jax.config import Config, UserError, flat, from_json, to_json
+from alignx_jax.data import cache
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
@@ -42,6 +43,7 @@ _FREE = (
     "evaluation.",
     "export.",
     "plan.",
+    "hosts.",
     "data.cache",
     "training.keep",
     "training.save_every",
@@ -52,6 +54,7 @@ _FREE = (
 # What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
+_VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Source:
 
     def decoder_config(self) -> families.DecoderConfig:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
+
+    def fingerprint(self) -> str:
+        """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
+        files = [file for file in self.huggingface.iterdir() if file.suffix in (".safetensors", ".model")]
+        sizes = sorted((file.name, file.stat().st_size) for file in files)
+        return cache.fingerprint(huggingface.read_config(self.huggingface), sizes)
 
     def config(self) -> Config | None:
         """What the stage was run with."""
@@ -147,7 +156,7 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
     Raises:
       UserError: another run uses it; says who.
     """
-    if jax.process_index():
+    if not hosts.is_first():
         yield
         return
     file = folder.with_name(folder.name + ".lock")
@@ -224,7 +233,7 @@ def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) 
                 f"{folder} was begun with other content of {', '.join(changed)}; give another --run, "
                 "or --accept-changes"
             )
-        if (differences or changed) and not jax.process_index():
+        if (differences or changed) and hosts.is_first():
             _write_down(folder, config, corpora)
         return True
     if folder.is_dir() and any(folder.iterdir()):
@@ -266,6 +275,22 @@ def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[st
     durable.sync(folder.parent)
 
 
+def check_shared(folder: pathlib.Path) -> None:
+    """Whether every process sees the stage's folder, which the first one made; network storage may take a while.
+
+    Raises:
+      UserError: it does not.
+    """
+    deadline = time.monotonic() + _VISIBLE
+    while not (folder / "config.json").is_file():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{folder}: process 0 made it, but it is not here; --run has to be on storage of all processes"
+            )
+        time.sleep(0.5)
+    hosts.gather("folder", None)
+
+
 def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
     """Copies the `companions` of a Hugging Face folder; files that are there stay."""
     for file in companions(source):
@@ -290,12 +315,5 @@ def companions(source: pathlib.Path) -> list[pathlib.Path]:
 
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
     """Settings that may not differ and do: by their names, as saved and as asked for."""
-
-    def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-        items = {}
-        for key, value in tree.items():
-            items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        return items
-
-    old, new = (flat(json.loads(to_json(c))) for c in (saved, asked))
+    old, new = flat(saved), flat(asked)
     return {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}

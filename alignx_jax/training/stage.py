@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from alignx_jax import sharding
+from alignx_jax import hosts, sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline
@@ -74,7 +74,7 @@ class Stage:
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
-        self.log: metrics.MetricsLog | None = None
+        self.log: metrics.MetricsLog | None = None  # of the first process
         self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
         self.skipped = 0  # updates left out
 
@@ -105,8 +105,9 @@ class Stage:
         self.first = self.checkpoints.sound("latest") or 0
         logged = metrics.read(self.folder, "train")
         self.skipped = sum(record.get("skipped") or 0 for record in logged if record["step"] <= self.first)
-        self.log = metrics.MetricsLog(self.folder, self.first)
-        if gap := self.log.missing:
+        if hosts.is_first():
+            self.log = metrics.MetricsLog(self.folder, self.first)
+        if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
@@ -117,33 +118,35 @@ class Stage:
             if logged:
                 self.note(f"{self.folder}: no checkpoint was saved before; beginning again ({len(logged)} steps)")
             self.state = self.step.begin(load())
-            if not metrics.read(self.folder, "validation"):
+            if not hosts.share("validated", bool(metrics.read(self.folder, "validation"))):
                 self.validate(0)
 
-    def place(self, batch: Batch) -> Batch:
-        """This process's rows onto its devices."""
-        return jax.tree.map(lambda x: sharding.place_rows(x, self.mesh), batch)
+    def batches(self, split: pipeline.Split, start: int, waiting: str) -> Iterator[tuple[int, Batch]]:
+        """From `start` on, the number of each batch, counted from 1, and the batch on the devices. Every process reads
+        its own rows."""
+        own = sharding.own_rows(split.rows_per_step, self.mesh)
+        batches = split.batches(start, own)
+        for number in range(start + 1, split.steps + 1):
+            self.watch.doing(f"{waiting} {number}")
+            place = functools.partial(sharding.place_rows, mesh=self.mesh, own=own, rows=split.rows_per_step)
+            yield number, jax.tree.map(place, next(batches))
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Steps `first`+1 to `last` with their batches."""
-        batches = self.data.train.batches(self.first, jax.process_index(), jax.process_count())
-        for step in range(self.first + 1, self.last + 1):
-            self.watch.doing(f"waiting for the data of step {step}")
-            yield step, next(batches)
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self.log:
+            self.log.write(kind, step, values)
 
     def validate(self, step: int) -> dict[str, float]:
         """Every loss over the validation split, divided once at its end; logged."""
         totals = None
-        for batch in self.data.validation.batches(0, jax.process_index(), jax.process_count()):
-            self.watch.doing(f"validating after step {step}")
-            sums = self.validation_sums(self.state.params, self.place(batch))
+        for _, batch in self.batches(self.data.validation, 0, f"validating after step {step}, batch"):
+            sums = self.validation_sums(self.state.params, batch)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         values = {}
         if totals is not None:
             sums, weights = jax.device_get(totals)
             values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
             values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
-            self.log.write("validation", step, values)
+            self.write("validation", step, values)
         return values
 
     def run(self, title: str) -> None:
@@ -154,10 +157,10 @@ class Stage:
             progress.StageProgress(self.console, title, self.first, self.last) as bar,
         ):
             self.bar, begin = bar, time.monotonic()
-            for step, batch in self.batches():
+            for step, batch in self.batches(self.data.train, self.first, "waiting for the data of step"):
                 first = step == self.first + 1
                 self.watch.doing(f"compiling step {step}" if first else f"waiting for the device at step {step}")
-                self.state, values = self.step.train_step(self.state, self.place(batch))
+                self.state, values = self.step.train_step(self.state, batch)
                 if waiting:
                     self.report(*waiting)
                 waiting = step, values
@@ -199,7 +202,8 @@ class Stage:
             self._diverge(step, "the state after it is not finite")
         if not (self.folder / "config.json").is_file():
             raise StorageError(f"{self.folder} is gone: nothing can be saved; bring it back, or begin again elsewhere")
-        self.log.sync()  # a checkpoint may find more metrics than its own, but never fewer
+        if self.log:
+            self.log.sync()  # a checkpoint may find more metrics than its own, but never fewer
         self.checkpoints.save(step, self.state, loss if loss is not None and math.isfinite(loss) else None)
 
     def report(self, step: int, values: dict[str, jax.Array]) -> None:
@@ -212,7 +216,7 @@ class Stage:
         else:
             self._check(step, values)
         values["tokens_per_second"] = self.bar.step(step, values)
-        self.log.write("train", step, values)
+        self.write("train", step, values)
 
     def _check(self, step: int, values: dict[str, float]) -> None:
         if bad := _not_finite(values):
@@ -229,7 +233,7 @@ class Stage:
     def _diverge(self, step: int, what: str) -> NoReturn:
         self.checkpoints.wait()
         good, kept = self.checkpoints.latest, "process 0 names its examples"
-        if not jax.process_index():
+        if hosts.is_first():
             kept = nonfinite.keep(self.folder, step, self.data.train)
         raise Diverged(
             f"step {step}: {what}; {kept}; last good checkpoint: "

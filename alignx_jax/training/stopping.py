@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from jax.experimental import multihost_utils
 
-from alignx_jax import exits
+from alignx_jax import exits, hosts
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -69,7 +69,7 @@ class Stop:
         Raises:
           Interrupted: a request came while the last thing was finished.
         """
-        if self.requested:
+        if any(hosts.gather("stop", self.requested)):
             raise exits.Interrupted("stopped on request; everything is saved")
 
     @contextlib.contextmanager

@@ -1,0 +1,319 @@
+"""Several processes that are one program: they start together, agree, and stop together.
+
+JAX's runtime carries the arrays. Beside it every process keeps a connection to the first one (lines of JSON over TCP),
+for what JAX does not do: a process that stops tells the others why, and one that is gone is noticed, in a sentence and
+not in an abort of the runtime. With one process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+import jax
+from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
+
+from alignx_jax import exits
+from alignx_jax.config import HostsConfig, UserError
+
+Value = TypeVar("Value")
+
+_START = 300  # seconds in which all processes have to be there
+_PING, _SILENCE = 10, 60  # seconds between signs of life; without one for so long a process is gone (JAX: after 100)
+_GRACE = 5  # seconds for a process to end by itself when another one stopped: mostly for the same reason
+_NEWS = 1  # seconds that an error waits for the news that a process is gone, whose collectives fail at once
+_KEY = "alignx_jax/connection"
+_SEVERAL = {
+    "JAX_COORDINATOR_ADDRESS",
+    "JOB_COMPLETION_INDEX",
+    "OMPI_MCA_orte_hnp_uri",
+    "SLURM_PROCID",
+    "TPU_PROCESS_ADDRESSES",
+    "TPU_WORKER_HOSTNAMES",
+}
+"""One of these is set where JAX has to look for other processes; in a pod without them it would ask Kubernetes."""
+_AGAIN = "what was saved is kept; give the same command again"
+
+_link: _Link | None = None
+
+
+def initialize(options: HostsConfig) -> None:
+    """Joins the processes of a run, by flags or as JAX detects them. Call it before anything uses a device.
+
+    JAX knows TPU pods, GKE, SLURM and Open MPI by their environment; elsewhere nothing is started or asked.
+
+    Raises:
+      UserError: some flags without the others, or processes that cannot join.
+    """
+    global _link
+    given = [options.coordinator is not None, options.count is not None, options.index is not None]
+    if any(given) and not all(given):
+        raise UserError("--hosts.coordinator, --hosts.count and --hosts.index go together; give all three, or none")
+    if all(given) and (options.index >= options.count or ":" not in options.coordinator):
+        raise UserError(
+            f"--hosts.coordinator={options.coordinator} --hosts.count={options.count} --hosts.index={options.index}: "
+            "the coordinator is HOST:PORT of process 0, the index a number from 0 to count - 1"
+        )
+    alone = "KUBERNETES_SERVICE_HOST" in os.environ and not _SEVERAL & os.environ.keys()
+    if jax.distributed.is_initialized() or options.count == 1 or (alone and not any(given)):
+        return
+    jax.config.update("jax_enable_preemption_service", True)  # by default it is not everywhere
+    late = threading.Timer(_START, _leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(options.coordinator, options.count, options.index, initialization_timeout=2 * _START)
+        if global_state.num_processes > 1:
+            _soften_abort()
+            _link = _connect(global_state.process_id, global_state.num_processes)
+    except Exception as error:  # whatever a cluster's client raises
+        nothing = "coordinator_address should be defined" in str(error) or "must be called before" in str(error)
+        if nothing and not any(given):
+            return  # nothing detected; or a process that has used devices before it came here
+        raise UserError(
+            f"the processes cannot join ({' '.join(str(error).split())}); give every process --hosts.coordinator, "
+            "--hosts.count and its --hosts.index (docs/multihost.md)"
+        ) from error
+    finally:
+        late.cancel()
+
+
+def _late(options: HostsConfig) -> str:
+    where = f" at {options.coordinator}" if options.coordinator else ""
+    return f"not all processes of the run were there{where} within {_START} s; start all of them again"
+
+
+def count() -> int:
+    return global_state.num_processes if _link else 1
+
+
+def index() -> int:
+    """Of this process, from 0."""
+    return global_state.process_id if _link else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, and writes what is written once."""
+    return index() == 0
+
+
+def gather(what: str, value: Value) -> list[Value]:
+    """The JSON-able `value` of every process, in their order; all have to come here, and wait for the others.
+
+    Args:
+      what: the same on every process.
+    """
+    return _link.gather(what, value) if _link else [value]
+
+
+def share(what: str, value: Value) -> Value:
+    """The first process's `value`, on every process."""
+    return gather(what, value)[0]
+
+
+def first(what: str, function: Callable[[], Any]) -> None:
+    """Calls `function` on the first process; the others wait until it has returned."""
+    if is_first():
+        function()
+    gather(what, None)
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Refuses to go on where processes see different things.
+
+    Raises:
+      UserError: on every process; names the first process that differs from process 0, and in what.
+    """
+    every = gather("facts", facts)
+    for number, theirs in enumerate(every):
+        for name in every[0] | theirs:
+            here, there = every[0].get(name), theirs.get(name)
+            if here != there:
+                raise UserError(
+                    f"{name} is {there!r} on process {number} of {count()} and {here!r} on process 0; every process "
+                    "has to be given the same command, versions, model and data"
+                )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What stops this process inside stops all of them with the same sentence; and they end together."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if _link and stopped.code not in (None, exits.OK, exits.INTERRUPTED):
+            if isinstance(stopped.code, str):
+                _link.fail(stopped.code.removeprefix("run.py: "), exits.USER, stopped.code)
+            _link.fail([*getattr(stopped, "__notes__", []), f"stopped with exit code {stopped.code}"][0], stopped.code)
+        if _link:
+            _link.close()
+        raise
+    except BaseException as error:
+        if _link:
+            _link.fail(f"{type(error).__name__}: {error}"[:500], exits.USER, traceback.format_exc())
+        raise
+    if _link:
+        _link.close()
+
+
+def _soften_abort() -> None:
+    """Lets a thread that aborts sleep first (6 s: the signal's number).
+
+    When process 0 is gone JAX's runtime aborts at once; in these seconds we say so, and leave with our own code.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _connect(index: int, count: int) -> _Link:
+    """To the first process, at the address where JAX found it; which port, and a password, are in JAX's store."""
+    client, peers = global_state.client, {}
+    if index:
+        port, password = json.loads(client.blocking_key_value_get(_KEY, 1000 * _START))
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        peers[0] = socket.create_connection((host, port), timeout=_SILENCE)
+        peers[0].sendall(json.dumps([index, password]).encode() + b"\n")
+        return _Link(index, count, peers)
+    dual = socket.has_dualstack_ipv6()
+    with socket.create_server(
+        ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=count, dualstack_ipv6=dual
+    ) as server:
+        password = secrets.token_hex()
+        client.key_value_set(_KEY, json.dumps([server.getsockname()[1], password]))
+        while len(peers) < count - 1:
+            peer, _ = server.accept()
+            peer.settimeout(_SILENCE)
+            with contextlib.suppress(ValueError, OSError), peer.makefile("rb", buffering=0) as lines:
+                number, theirs = json.loads(lines.readline(1000))
+                if secrets.compare_digest(theirs, password):
+                    peers[number] = peer
+    return _Link(index, count, peers)
+
+
+class _Link:
+    """Of the first process: connections to all others. Of another: one to the first."""
+
+    def __init__(self, index: int, count: int, peers: dict[int, socket.socket]):
+        self._index, self._count, self._peers = index, count, peers
+        self._turn, self._arrived, self._gathered = 0, {}, queue.SimpleQueue()
+        self._waiting = self._ending = False
+        self._open, self._sending, self._lock = set(peers), threading.Lock(), threading.Lock()
+        for peer in peers:
+            threading.Thread(target=self._read, args=[peer], daemon=True).start()
+        threading.Thread(target=self._ping, daemon=True).start()
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        self._turn += 1
+        self._waiting = True
+        message = json.loads(json.dumps({"turn": [self._turn, what], "value": value}))  # lists, as the others get them
+        if self._index:
+            self._send(0, message)
+        else:
+            self._arrive(0, message)
+        found = self._gathered.get()
+        self._waiting = False
+        return found
+
+    def fail(self, sentence: str, code: int, own: str = "") -> NoReturn:
+        """Tells the others, says `own` here, and leaves; JAX's own end would wait for all of them."""
+        time.sleep(_NEWS)
+        self._ending = True
+        self._tell({"stop": sentence, "code": code, "who": self._index})
+        self._wait_for_others()
+        _leave(own, code)
+
+    def close(self) -> None:
+        """Ends together with the others: JAX's end waits for them, but not for ever."""
+        self.gather("the end", None)
+        self._ending = True
+
+    def _tell(self, message: dict) -> None:
+        for peer in self._peers:
+            if peer != message["who"]:
+                self._send(peer, message)
+
+    def _send(self, peer: int, message: dict) -> None:
+        with self._sending, contextlib.suppress(OSError):  # who is gone is noticed where it is read from
+            self._peers[peer].sendall(json.dumps(message).encode() + b"\n")
+
+    def _ping(self) -> None:
+        while True:
+            time.sleep(_PING)
+            for peer in self._peers:
+                self._send(peer, {})
+
+    def _read(self, peer: int) -> None:
+        with contextlib.suppress(OSError), self._peers[peer].makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "turn" in message:
+                    self._arrive(peer, message)
+                elif "stop" in message:
+                    self._stop(message)
+        self._open.discard(peer)
+        gone = f"process {peer} of {self._count} is gone; {_AGAIN}"
+        self._stop({"stop": gone, "code": exits.PEER_LOST, "who": peer})
+
+    def _arrive(self, peer: int, message: dict) -> None:
+        if self._index:
+            self._gathered.put(message["value"])
+            return
+        with self._lock:
+            self._arrived[peer] = message
+            if len(self._arrived) < self._count:
+                return
+            arrived, self._arrived = self._arrived, {}
+        if len({tuple(one["turn"]) for one in arrived.values()}) > 1:
+            text = f"the processes have come apart ({arrived})"
+            return self._stop({"stop": text, "code": exits.USER, "who": self._index})
+        values = [arrived[n]["value"] for n in range(self._count)]
+        for other in self._peers:
+            self._send(other, {"turn": message["turn"], "value": values})
+        self._gathered.put(values)
+
+    def _stop(self, message: dict) -> None:
+        """Another process has stopped, or is gone: so does this one, once."""
+        self._open.discard(message["who"])
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
+        if not self._index:
+            self._tell(message)
+        lost = message["code"] == exits.PEER_LOST
+        if not (lost or self._waiting):
+            time.sleep(_GRACE)
+        if not self._index:
+            self._wait_for_others()
+        who = "" if lost else f"process {message['who']} of {self._count}: "
+        _leave(f"run.py: {who}{message['stop']}", message["code"])
+
+    def _wait_for_others(self) -> None:
+        """The first process is the last to leave: without it JAX's runtime aborts in the others."""
+        deadline = time.monotonic() + 2 * _GRACE
+        while not self._index and self._open and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _leave(text: str, code: int) -> NoReturn:
+    """Ends the process from any thread, whatever the others of its threads wait for."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # a progress bar hides the cursor
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    if text:
+        os.write(2, f"{text.rstrip()}\n".encode())
+    os._exit(code)

@@ -1,0 +1,46 @@
+"""The real program as several processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def flags_of(count: int, index: int, port: int) -> list[str]:
+    return [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}", f"--hosts.index={index}"]
+
+
+def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -> list[subprocess.Popen]:
+    """`run.py` with `flags` as `count` processes, number n with `own[n]` besides; a single one is not told of hosts."""
+    port = free_port()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    processes = []
+    for n in range(count):
+        more = [*(flags_of(count, n, port) if count > 1 else ()), *(own[n] if own else ())]
+        command = [sys.executable, str(ROOT / "run.py"), *flags, *more]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
+    return processes
+
+
+def finish(processes: Sequence[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; those that are not done in time are killed, and fail the test."""
+    deadline = time.monotonic() + seconds
+    try:
+        said = [process.communicate(timeout=max(1, deadline - time.monotonic())) for process in processes]
+        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()

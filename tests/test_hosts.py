@@ -1,0 +1,309 @@
+"""Several processes: what they say to each other, and the real program as 2 and 4 of them on loopback."""
+
+import json
+import os
+import pathlib
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from alignx_jax import exits, hosts
+from alignx_jax.config import HostsConfig, UserError
+from tests import processes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+AUTO = "--objective.contrastive.layer=auto"
+# In place of leaving, threads of `Processes` end.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (HostsConfig(count=2), "go together; give all three, or none"),
+        (HostsConfig(coordinator="there:1", index=0), "go together; give all three, or none"),
+        (HostsConfig("there:1", 2, 2), "--hosts.index=2: .* a number from 0 to count - 1"),
+        (HostsConfig("there", 2, 1), "--hosts.coordinator=there .* is HOST:PORT of process 0"),
+    ],
+)
+def test_half_given_flags(options, says):
+    with pytest.raises(UserError, match=says):
+        hosts.initialize(options)
+
+
+@pytest.mark.parametrize("environment", [{}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}], ids=["laptop", "pod"])
+def test_nothing_starts_where_there_are_no_others(environment):
+    script = """
+import socket, jax
+from jax._src import xla_bridge
+from alignx_jax import hosts
+from alignx_jax.config import HostsConfig
+def asked(*args):
+    raise AssertionError(args)
+socket.socket.connect = socket.getaddrinfo = socket.gethostbyname = asked
+for options in (HostsConfig(), HostsConfig("there:1", 1, 0)):
+    hosts.initialize(options)
+assert not jax.distributed.is_initialized() and not xla_bridge.backends_are_initialized()
+print(hosts.count(), hosts.index(), hosts.is_first(), hosts.gather("x", 3), hosts.share("x", 4))
+"""
+    command = [sys.executable, "-W", "error", "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT)
+    assert run.stdout.split() == ["1", "0", "True", "[3]", "4"], run.stderr
+    assert not run.stderr
+
+
+class Processes:
+    """Connected processes, each a thread of this one; `left` holds what those that had to leave said."""
+
+    def __init__(self, count: int, monkeypatch):
+        monkeypatch.setattr(hosts, "_GRACE", 0.2)
+        monkeypatch.setattr(hosts, "_NEWS", 0.0)
+        monkeypatch.setattr(hosts, "_leave", self._leave)
+        self.left: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        pairs = {n: socket.socketpair() for n in range(1, count)}
+        self.ends = {n: theirs for n, (_, theirs) in pairs.items()}
+        for pair in pairs.values():
+            for end in pair:
+                end.settimeout(1)
+        first = hosts._Link(0, count, {n: ours for n, (ours, _) in pairs.items()})
+        self.links = [first, *(hosts._Link(n, count, {0: end}) for n, end in self.ends.items())]
+
+    def _leave(self, text: str, code: int):
+        self.left.put((text, code))
+        sys.exit()  # this thread only
+
+    def each(self, function) -> list:
+        """What `function(link, n)` returns for every process, at the same time."""
+        found = [None] * len(self.links)
+
+        def run(n: int) -> None:
+            found[n] = function(self.links[n], n)
+
+        threads = [threading.Thread(target=run, args=[n], daemon=True) for n in range(len(self.links))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        return found
+
+
+def test_gathering(monkeypatch):
+    every = Processes(3, monkeypatch)
+
+    def twice(link, n):
+        time.sleep(0.05 * (3 - n))
+        return link.gather("a", {"n": n}), link.gather("b", n * n)
+
+    assert every.each(twice) == [([{"n": 0}, {"n": 1}, {"n": 2}], [0, 1, 4])] * 3
+    every.each(lambda link, n: link.close())
+    every.ends[1].shutdown(socket.SHUT_RDWR)  # who has come to the end may go
+    time.sleep(0.1)
+    assert every.left.empty()
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_failure_stops_all_with_its_sentence(monkeypatch, who):
+    every = Processes(3, monkeypatch)
+    fails = lambda link, n: link.fail("no such file", 1, "own") if n == who else link.gather("x", None)  # noqa: E731
+    every.each(fails)
+    said = sorted(every.left.get(timeout=5) for _ in range(3))
+    assert said == [("own", 1), *[(f"run.py: process {who} of 3: no such file", 1)] * 2]
+
+
+@pytest.mark.parametrize("how", ["closed", "silent"])
+def test_who_is_gone_is_named(monkeypatch, how):
+    """Closed: killed. Silent: its host, or the network between, is gone; nothing comes for as long as sockets wait."""
+    every = Processes(2, monkeypatch)
+    if how == "closed":
+        every.ends[1].shutdown(socket.SHUT_RDWR)
+    said = [every.left.get(timeout=5) for _ in range(2)]
+    assert ("run.py: process 1 of 2 is gone; what was saved is kept; give the same command again", 69) in said
+
+
+def test_processes_that_come_apart_stop(monkeypatch):
+    every = Processes(2, monkeypatch)
+    every.each(lambda link, n: link.gather(f"place {n}", None))
+    said, code = every.left.get(timeout=5)
+    assert "the processes have come apart" in said and "place 1" in said and code == exits.USER
+
+
+def test_disagreement_names_the_process_and_what_differs(monkeypatch):
+    monkeypatch.setattr(hosts, "_link", object())
+    monkeypatch.setattr(hosts, "count", lambda: 3)
+    facts = [{"--seed": 1, "a file": "x"}, {"--seed": 1, "a file": "x"}, {"--seed": 2, "a file": "x"}]
+    monkeypatch.setattr(hosts, "gather", lambda what, value: facts)
+    with pytest.raises(UserError, match=r"^--seed is 2 on process 2 of 3 and 1 on process 0; every process has to be"):
+        hosts.agree(facts[0])
+    facts[2] = {"--seed": 1}
+    with pytest.raises(UserError, match=r"^a file is None on process 2 of 3 and 'x' on process 0"):
+        hosts.agree(facts[0])
+
+
+class Program:
+    """The program on a few sentences and a tiny random model; every run is of 4 devices in all, and kept."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        command = [sys.executable, "-m", "benchmarks.random_llama", "--hidden-size=32", "--layers=2"]
+        command += ["--tokenizer=alignx_jax/sample/model", f"--to={folder / 'model'}"]
+        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True)
+
+    def flags(self, run: str, *more: str) -> list[str]:
+        return [
+            f"--config={ROOT / 'configs' / 'sample.py'}",
+            f"--model={self.folder / 'model'}",
+            f"--run={self.folder / run}",
+            f"--data.cache={self.folder / 'cache'}",
+            "--mesh=4x1",
+            "--data.limit=40",
+            "--data.validation=16",
+            "--data.row-length=128",
+            "--training.rows=8",
+            "--training.steps=4",
+            "--training.validate-every=2",
+            "--training.save-every=2",
+            "--evaluation.limit=8",
+            "--evaluation.languages=de",
+            "--evaluation.in-prompt",
+            "--evaluation.resamples=100",
+            "--evaluation.translation.limit=3",
+            "--evaluation.translation.max-tokens=4",
+            "--evaluation.translation.directions=de-en",
+            *more,
+        ]
+
+    def run(self, count: int, run: str, *more: str) -> list[tuple[int, str, str]]:
+        return processes.finish(processes.start(count, self.flags(run, *more)))
+
+    def succeed(self, count: int, run: str, *more: str) -> list[str]:
+        """What each process printed."""
+        done = self.run(count, run, *more)
+        assert [code for code, _, _ in done] == [0] * count, done
+        # What Gloo, which connects CPUs, says on its own is none of the program's.
+        return ["".join(x for x in out.splitlines(True) if not x.startswith("[Gloo]")) for _, out, _ in done]
+
+    def records(self, stage: str) -> list[dict]:
+        lines = (self.folder / stage / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+    def continued(self, stage: str, run: str) -> None:
+        """A copy of a stage's folder as it was when its checkpoint of step 2 was the last."""
+        shutil.copytree(self.folder / stage, self.folder / run / "stage1")
+        shutil.rmtree(self.folder / run / "stage1" / "checkpoints" / "4")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Program:
+    return Program(tmp_path_factory.mktemp("hosts"))
+
+
+@pytest.fixture(scope="module")
+def printed(program) -> list[str]:
+    """The whole demonstration has been run by one process, and by two, which printed this."""
+    program.succeed(1, "by 1", "--stage=all", AUTO)
+    return program.succeed(2, "by 2", "--stage=all", AUTO)
+
+
+def assert_equal_records(found: list[dict], expected: list[dict]) -> None:
+    """Sums over devices are rounded in another order between processes: 1e-7 of a value was seen."""
+    assert [(r["kind"], r["step"], r.keys()) for r in found] == [(r["kind"], r["step"], r.keys()) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        names = [name for name in one if name != "kind"]
+        np.testing.assert_allclose([one[n] for n in names], [other[n] for n in names], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "control", "stage2"])
+def test_two_processes_train_as_one(program, printed, stage):
+    found, expected = program.records(f"by 2/{stage}"), program.records(f"by 1/{stage}")
+    assert sum(r["kind"] == "validation" for r in found) == 3
+    assert_equal_records(found, expected)
+    boards = [len(list((program.folder / f"by {n}" / stage / "tensorboard").iterdir())) for n in (1, 2)]
+    assert boards == [1, 1]
+
+
+@pytest.mark.slow
+def test_only_the_first_process_prints(printed):
+    first, second = printed
+    assert "4 x cpu in 2 processes" in first and "stage 2: validation" in first and not second
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(program, printed):
+    one, two = (json.loads((program.folder / f"by {n}" / "evaluation.json").read_text()) for n in (1, 2))
+    assert two["models"][0] == one["models"][0]  # of the base model: every value, bit for bit
+    assert [m["align_layer"] for m in two["models"]] == [m["align_layer"] for m in one["models"]]
+    assert [m.keys() for m in two["models"]] == [m.keys() for m in one["models"]]
+    assert two["models"][1]["alignment"]["matching_head"] is not None
+    assert (program.folder / "by 2" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_what_two_processes_export_one_exports_bit_for_bit(program, printed):
+    program.succeed(1, "exported", "--stage=export", f"--model={program.folder / 'by 2' / 'stage2'}")
+    one, two = (program.folder / run / "export" for run in ("exported", "by 2"))
+    assert sorted(f.name for f in two.iterdir()) == sorted(f.name for f in one.iterdir())
+    found, expected = (safetensors.numpy.load_file(f / "model.safetensors") for f in (two, one))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[k], expected[k]) for k in found)
+    assert (two / "config.json").read_bytes() == (one / "config.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "count", "mesh"), [(2, 1, "4x1"), (1, 4, "2x2")], ids=["two, then one", "one, then four on another mesh"]
+)
+def test_another_number_of_processes_continues(program, printed, before, count, mesh):
+    """2x2 in 4 processes: two processes have the same rows, and parts of the same matrices."""
+    run = f"{before} then {count}"
+    program.continued(f"by {before}/stage1", run)
+    first, *others = program.succeed(count, run, f"--mesh={mesh}", AUTO)
+    assert "from step 2 of 4" in first and not any(others)
+    assert_equal_records(program.records(f"{run}/stage1"), program.records(f"by {before}/stage1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "victim"), [(4, 2), (2, 0)], ids=["one of four", "the first"])
+def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, victim):
+    run = f"killed {victim}"
+    more = ["--training.steps=2000", "--training.validate-every=2000", "--training.save-every=10"]
+    log = program.folder / run / "stage1" / "metrics.jsonl"
+    running = processes.start(count, program.flags(run, *more))
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count('"train"') > 25):
+        time.sleep(0.1)
+    running[victim].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    done = processes.finish(running, 60)
+    assert time.monotonic() - killed < 30  # half a second where the machine is quiet
+    sentence = f"run.py: process {victim} of {count} is gone; what was saved is kept; give the same command again"
+    for n, (code, _, err) in enumerate(done):
+        assert (code, err.strip()) == ((-9, "") if n == victim else (exits.PEER_LOST, sentence)), done
+    assert any(folder.name.isdecimal() for folder in (log.parent / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_different_commands_are_refused(program):
+    flags = program.flags("refused")
+    done = processes.finish(processes.start(2, flags, own=[["--seed=1"], ["--seed=2"]]), 120)
+    for code, out, err in done:
+        assert code == exits.USER and not out
+        assert err.count("\n") == 1 and "--seed is 2 on process 1 of 2 and 1 on process 0" in err
+    assert not (program.folder / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_mesh_that_does_not_divide_is_refused(program):
+    for code, _, err in program.run(2, "refused", "--mesh=3x1"):
+        assert code == exits.USER
+        assert "--mesh=3x1: 3 devices do not divide among 2 processes" in err and err.count("\n") == 1
+    assert not (program.folder / "refused").exists()
