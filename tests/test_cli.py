@@ -1,6 +1,7 @@
 """The program as a person meets it: bad input gets one sentence before anything is compiled, and leaves nothing."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 import run
 from alignx_jax import config as configs
+from alignx_jax import exits
 from alignx_jax.training import runs
 from alignx_jax.training import step as steps
 
@@ -417,3 +419,35 @@ def test_the_samples_settings_are_for_the_sample(tmp_path):
         run.parse(["--data.parallel", "my.tsv"])
     assert run.parse(["--data.parallel", "my.tsv", f"--config={SAMPLE}"]).data.parallel == ("my.tsv",)
     assert run.parse(["--stage=evaluate", "--data.parallel", "my.tsv"]).data.parallel == ("my.tsv",)
+
+
+def _with_note(error: Exception, note: str) -> Exception:
+    error.add_note(note)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (exits.Interrupted("stopped after step 3"), 75, "stopped after step 3"),
+        (exits.StorageError("run/checkpoints/3: no room"), 74, "run/checkpoints/3: no room"),
+        (
+            _with_note(exits.Diverged("step 3: loss"), "a save failed"),
+            70,
+            "step 3: loss; a save failed; again: python run.py",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "cache/x"), 74, "cache/x: No space left on device; "),
+        (OSError(errno.EROFS, "Read-only file system"), 74, "Read-only file system; "),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_exit_codes(monkeypatch, capsys, error, code, says):
+    def start(*_):
+        raise error
+
+    monkeypatch.setattr(run, "start", start)
+    with pytest.raises(SystemExit) as stopped:
+        run.main([])
+    assert stopped.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"run.py: {says}") and said.count("\n") == 1
