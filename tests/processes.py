@@ -35,7 +35,7 @@ def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -
     return processes
 
 
-def finish(processes: Sequence[subprocess.Popen], seconds: float = 300) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen], seconds: float = 500) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each; those that are not done in time are killed, and fail the test."""
     deadline = time.monotonic() + seconds
     try:
