@@ -274,6 +274,8 @@ MODEL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "in
 SAMPLE = families.decoder_config(MODEL, "config.json")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64, "rope_theta": 5e5}
+FAMILIES = [encoded(MODEL | {"model_type": name}) for name in families.FAMILIES]
+FAMILIES += [encoded(MODEL | {"rope_parameters": LLAMA3})]
 
 
 def tensors(layers) -> dict[str, list[int]]:
@@ -322,11 +324,7 @@ KINDS = {  # name: inputs, strategy, reader
     "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
     "prompt template": (7_000, damaged(encoded(ALPACA), encoded(SHORT)), template),
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
-    "config.json of a model": (
-        7_000,
-        damaged(encoded(MODEL), encoded(MODEL | {"rope_parameters": LLAMA3})),
-        model_config,
-    ),
+    "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
     "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),
     "safetensors header": (4_000, damaged(safetensors(tensors([0, 1]))).map(header), weights),
     "index": (5_000, damaged(encoded({"metadata": {"total_size": 9}, "weight_map": MAP})), index),
