@@ -10,7 +10,10 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import logging
+import os
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection
@@ -28,6 +31,10 @@ CHECKSUMS = "checksums.json"
 _UNFINISHED = ".unfinished"
 _DAMAGED = ".damaged"
 _LATEST = "latest.json"
+
+
+# Threads of Orbax log the errors that `wait` raises, with their tracebacks, once each.
+logging.getLogger("absl").addFilter(lambda record: not (record.module == "future" and record.exc_info))
 
 
 class Damaged(Exception):
@@ -250,9 +257,11 @@ class Checkpoints:
 
 
 def reason(error: BaseException) -> str:
-    """An error's text in one line, without the addresses of source lines that tensorstore adds."""
+    """An error's text in one line; of a system error inside tensorstore's text only what the system says."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return " ".join(text.partition(" [source locations=")[0].split())[:300]
+    if number := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(number[1]))
+    return " ".join(text.split())[:300]
 
 
 def _digest_of(record: dict) -> str:

@@ -235,3 +235,10 @@ def test_another_model_is_told_apart(tmp_path):
     wrong = dict(now.params["decoder"], norm=jnp.zeros((17,)))
     with pytest.raises(UserError, match="not of this model"):
         Checkpoints(tmp_path).restore_part(1, {"decoder": wrong})
+
+
+def test_what_the_system_says_is_found_in_what_tensorstore_says():
+    text = "RESOURCE_EXHAUSTED: \"/x/d\": Failed to write 9 bytes [os_error_code='28'] [source locations='a"
+    assert module.reason(ValueError(text)) == "No space left on device"
+    assert module.reason(OSError(30, "Read-only file system", "x")) == "Read-only file system"
+    assert module.reason(ValueError("two\nlines")) == "two lines"
