@@ -25,13 +25,12 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from alignx_jax import config as configs
-from alignx_jax import exits, hosts, plan_table, sharding
+from alignx_jax import card, exits, hosts, plan_table, sharding
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import cache, pipeline, tokenizer
 from alignx_jax.evaluation import alignment, report
 from alignx_jax.evaluation import evaluate as evaluation
-from alignx_jax.models import huggingface
 from alignx_jax.training import durable, loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
@@ -74,6 +73,10 @@ class Session:
     @property
     def run(self) -> pathlib.Path:
         return pathlib.Path(self.config.run).expanduser()
+
+    @property
+    def command(self) -> str:
+        return f"python run.py {shlex.join(self.arguments)}"
 
     def source(self, path: str) -> runs.Source:
         """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
@@ -254,7 +257,7 @@ def evaluate(session: Session, models: list[str]) -> None:
             sharding.check(subject.source.decoder_config(), session.mesh, rows, flag="evaluation.translation.rows")
     with session.bars() as advance:
         results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
-    results["command"] = f"python run.py {shlex.join(session.arguments)}"
+    results["command"] = session.command
 
     def write() -> None:
         session.console.print(report.terminal_table(results))
@@ -294,12 +297,9 @@ def export(session: Session) -> None:
     folder = pathlib.Path(options.to).expanduser() if options.to else session.run / "export"
     session.console.rule("export", align="left")
     session.show_source(source)
-    settings = huggingface.read_config(source.huggingface)
-    runs.companions(source.huggingface)  # refused before anything is written
-    original = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-    dtype = original if options.dtype == "original" else options.dtype
-    huggingface.export(source.load(session.mesh), settings, folder, jnp.dtype(dtype), options.shard_gb * 1e9)
-    hosts.first("companions", lambda: runs.copy_companions(source.huggingface, folder))
+    source.export(source.load(session.mesh), folder, options.dtype, options.shard_gb * 1e9)
+    if source.run:
+        hosts.first("card", lambda: card.write(source, folder, session.command))
     session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
 
 
@@ -326,8 +326,7 @@ def plan(session: Session, on: planning.Machine) -> None:
         session.line("fastest", text)
     session.run.mkdir(parents=True, exist_ok=True)
     path = session.run / "plan.json"
-    command = f"python run.py {shlex.join(session.arguments)}"
-    results = {"command": command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
+    results = {"command": session.command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
     durable.write(path, json.dumps(results, indent=1) + "\n")
     session.line("results", str(path))
 
@@ -346,9 +345,9 @@ def everything(session: Session) -> None:
     )
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
     train(dataclasses.replace(session, config=config), "2", "stage2", str(session.run / "stage1"))
+    evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
     if not hosts.share("exported", (session.run / "export").exists()):  # a restart may find it done
         export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
-    evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
 
 
 def _axes(mesh: Mesh) -> str:

@@ -14,7 +14,7 @@ import pathlib
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -218,6 +218,15 @@ class Data:
     """Examples left out, by reason."""
     corpora: tuple[corpora.Corpus, ...]
     """The prepared sources, with the bad lines that each skipped."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the trained model wants to know of its data, as JSON: languages and numbers."""
+        return {
+            "languages": list(self.languages),
+            "examples": self.train.num_examples,
+            "held_out": self.validation.num_examples,
+            "records": {corpus.source: len(corpus) for corpus in self.corpora},
+        }
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from alignx_jax.data import pipeline
 from alignx_jax.models import attention
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import optimizer, runs, state, stopping
+from alignx_jax.training import durable, optimizer, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
@@ -171,6 +172,7 @@ def train(
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
     runs.check_shared(folder)
+    hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
     step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
     stage = Stage(config, folder, step, data, mesh, console, stop)
     # Nothing keeps the decoder: its arrays are donated to the first step.

@@ -1,7 +1,8 @@
 """Folders of runs, and models to start from: Hugging Face folders and earlier stages alike.
 
-A stage's folder holds `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in `huggingface/` the
-model's configuration and tokenizer, so that it can be evaluated, exported or trained further by itself.
+A stage's folder holds `config.json`, `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in
+`huggingface/` the model's configuration and tokenizer, so that it can be evaluated, exported or trained further by
+itself.
 """
 
 from __future__ import annotations
@@ -87,6 +88,27 @@ class Source:
             return huggingface.load(self.huggingface, mesh, dtype)
         graph, params = abstract_decoder(self.decoder_config())
         return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
+
+    def export(
+        self, decoder: Decoder, folder: str | pathlib.Path, dtype: str = "original", shard_bytes: float = 5e9
+    ) -> None:
+        """Writes `decoder`, which came from this model, as a Hugging Face folder: weights, configuration, tokenizer.
+
+        Args:
+          folder: new, or empty.
+          dtype: of the written weights; original: what the model's config.json names.
+          shard_bytes: largest safetensors file, in bytes.
+
+        Raises:
+          UserError: the folder holds something already, a weight is not finite or beyond the range of `dtype`, or the
+            tokenizer's files lead out of the model's folder.
+        """
+        settings = huggingface.read_config(self.huggingface)
+        companions(self.huggingface)  # refused before anything is written
+        if dtype == "original":
+            dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+        huggingface.export(decoder, settings, folder, jnp.dtype(dtype), shard_bytes)
+        hosts.first("companions", lambda: copy_companions(self.huggingface, pathlib.Path(folder)))
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
         """The pair classifier of a stage that trained one."""

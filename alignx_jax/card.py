@@ -1,0 +1,139 @@
+"""The model card of an exported model: README.md with Hugging Face's metadata, from what the run's folders hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from alignx_jax.config import Config, UserError
+from alignx_jax.data.languages import language_name
+from alignx_jax.evaluation import tables
+from alignx_jax.models import huggingface
+from alignx_jax.training import metrics, runs
+
+_TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
+_LIBRARIES = ("jax", "flax", "transformers", "numpy")
+_TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
+# Settings that the trained weights do not depend on, and places of this machine.
+_UNSAID = ("stage", "run", "model", "compare", "topology", "evaluation.", "export.", "plan.", "data.cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    title: str
+    settings: list[str]
+    """Flags of what is not the default."""
+    data: dict[str, Any] | None
+    """`data.json`; None in a folder of before there was one."""
+    steps: int
+    best: dict[str, float]
+    """Validation losses of the checkpoint that the next stage, or the export, took."""
+
+
+def write(source: runs.Source, folder: str | pathlib.Path, command: str) -> None:
+    """`README.md` in `folder`, over one of the base model.
+
+    Args:
+      source: a stage of a run; the stages that it goes back to are described too.
+      command: that exported it.
+    """
+    stages, base = [], source
+    while base.run:
+        config = base.config()
+        stages.insert(0, _stage(base, config))
+        start = config.model or "sample"
+        try:
+            base = runs.find(start)
+        except UserError:  # moved since; its name, tokenizer and README are in the stage's folder
+            base = runs.Source(start, base.huggingface)
+    sample, identifier = base.name == "sample", _identifier(base)
+    languages = sorted({code for stage in stages if stage.data for code in stage.data["languages"]})
+    license_ = _license(source.huggingface / "README.md")
+    data = ModelCardData(
+        language=languages or None,
+        base_model=None if sample else identifier,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["alignx", "multilingual"],
+        **license_,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        name=identifier,
+        sample=sample,
+        license=license_,
+        languages=[f"{language_name(code)} ({code})" for code in languages],
+        stages=stages,
+        measured=_measured(source),
+        command=command,
+        date=datetime.date.today().isoformat(),
+        versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
+    )
+    (pathlib.Path(folder) / "README.md").write_text(card.content.rstrip() + "\n", encoding="utf-8")
+
+
+def _identifier(base: runs.Source) -> str:
+    """The name on the Hub if the base model's config.json holds it, else its folder's."""
+    named = str(huggingface.read_config(base.huggingface).get("_name_or_path") or "")
+    path = pathlib.PurePath(named)
+    return named if len(path.parts) == 2 and not path.is_absolute() else pathlib.PurePath(base.name).name
+
+
+def _license(readme: pathlib.Path) -> dict[str, str]:
+    """The fields of the licence in a README of the base model."""
+    try:
+        found = ModelCard(readme.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: str(found[key]) for key in ("license", "license_name", "license_link") if found.get(key)}
+
+
+def _stage(source: runs.Source, config: Config) -> _Stage:
+    file = source.run / "data.json"
+    validations = [record for record in metrics.read(source.run, "validation") if record["step"]]
+    best = min(validations, key=lambda record: record["loss"], default={})
+    return _Stage(
+        title=_TITLES[config.stage],
+        settings=_changed(dataclasses.asdict(config), dataclasses.asdict(Config())),
+        data=json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None,
+        steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
+        best={key: value for key, value in best.items() if key != "kind"},
+    )
+
+
+def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
+    flags = []
+    for key, value in settings.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            flags += _changed(value, defaults[key], f"{name}.")
+        elif value != defaults[key] and not name.startswith(_UNSAID):
+            values = [pathlib.PurePath(str(v)).name for v in value] if isinstance(value, tuple) else [str(value)]
+            flags.append(f"--{name.replace('_', '-')} {' '.join(values)}")
+    return flags
+
+
+def _measured(source: runs.Source) -> dict[str, Any] | None:
+    """The run's evaluation, if it measured this model as it is now, beside the model that it began with."""
+    file = source.run.parent / "evaluation.json"
+    if not file.is_file():
+        return None
+    results = json.loads(file.read_text(encoding="utf-8"))
+    steps = [record["step"] for record in metrics.read(source.run, "train")]
+    for model in results["models"]:
+        history = model["training"]
+        same = pathlib.Path(model["path"]).resolve() == source.run.resolve()
+        if same and history and [record["step"] for record in history["train"]] == steps:
+            before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
+            results["models"] = [*before, model]
+            return results | {"table": tables.overview(results), "align_layer": model["align_layer"]}
+    return None

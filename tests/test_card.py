@@ -1,0 +1,100 @@
+"""The model card: what a run's folders hold, and nothing that they do not."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from alignx_jax import card
+from alignx_jax.config import Config, DataConfig, TrainingConfig
+from alignx_jax.training import runs
+from tests.evaluation import results_example
+
+LICENSED = "---\nlicense: other\nlicense_name: community\nlicense_link: LICENSE.txt\n---\n# Base\n"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> pathlib.Path:
+    """Two finished stages; the base model has a name, a README and its own folder."""
+    monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
+    base = tmp_path / "models" / "base"
+    shutil.copytree(runs.SAMPLE_MODEL, base)
+    (base / "README.md").write_text(LICENSED, encoding="utf-8")
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(settings | {"_name_or_path": "house/Base-7b"}), encoding="utf-8")
+    data = DataConfig(parallel=(str(tmp_path / "data" / "opus"),), cutoff=99)
+    config = Config(run=str(tmp_path / "run"), data=data, training=TrainingConfig(steps=2))
+    previous = base
+    for stage in ("1", "2"):
+        folder = tmp_path / "run" / f"stage{stage}"
+        source = dataclasses.replace(runs.find(str(base)))
+        facts = {"languages": ["de", "en"], "examples": 12345, "held_out": 67, "records": {config.data.parallel[0]: 89}}
+        runs.claim(folder, dataclasses.replace(config, stage=stage, model=str(previous)), source, {})
+        (folder / "data.json").write_text(json.dumps(facts), encoding="utf-8")
+        records = [{"kind": "validation", "step": s, "loss": loss} for s, loss in ((0, 1.0), (1, 2.25), (2, 3.5))]
+        records += [{"kind": "train", "step": s, "loss": 2.0} for s in (1, 2)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        previous = folder
+    return tmp_path / "run"
+
+
+def written(run: pathlib.Path, tmp_path: pathlib.Path) -> ModelCard:
+    (tmp_path / "export").mkdir()
+    card.write(runs.find(str(run / "stage2")), tmp_path / "export", "python run.py --stage=export")
+    return ModelCard.load(tmp_path / "export" / "README.md")
+
+
+def evaluation(run: pathlib.Path, steps: list[int]) -> dict:
+    results = results_example.build(models=2)
+    history = {"train": [{"step": step, "loss": 2.0} for step in steps], "validation": []}
+    results["models"][1] |= {"path": str(run / "stage2"), "training": history}
+    (run / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+    return results
+
+
+def test_metadata_stages_and_licence(run, tmp_path):
+    found = written(run, tmp_path)
+    assert found.data.to_dict() == {
+        "language": ["de", "en"],
+        "base_model": "house/Base-7b",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["alignx", "multilingual"],
+        "license": "other",
+        "license_name": "community",
+        "license_link": "LICENSE.txt",
+    }
+    for text in ("`other`, `community`", "German (de), English (en)", "12,345 examples, 67 more", "| opus | 89 |"):
+        assert text in found.text
+    for text in ("### Stage 1", "### Stage 2", "--data.cutoff 99", "--training.steps 2", "step 1, ", "total 2.250"):
+        assert text in found.text
+    assert "not evaluated" in found.text and str(tmp_path) not in found.text and "--run" not in found.text
+
+
+def test_measured_before_and_after(run, tmp_path):
+    results = evaluation(run, [1, 2])
+    text = written(run, tmp_path).text
+    before, after = results["models"]
+    value, low, high = after["intervals"]["retrieval_change"]["mean"]
+    shares = [f"{100 * m['intervals']['retrieval']['mean'][0]:.1f}%" for m in (before, after)]
+    change = f"({100 * value:+.1f} [{100 * low:.1f}, {100 * high:.1f}])"
+    assert f"| Retrieval, mean | {shares[0]} | {shares[1]} {change} |" in text
+    assert f"`{results['command']}`, {results['date']}" in text and "not evaluated" not in text
+
+
+def test_an_evaluation_of_earlier_weights_is_not_told(run, tmp_path):
+    evaluation(run, [1])
+    assert "not evaluated" in written(run, tmp_path).text
+
+
+def test_a_base_model_that_is_gone_and_says_nothing(run, tmp_path):
+    shutil.rmtree(tmp_path / "models")
+    for stage in ("stage1", "stage2"):
+        (run / stage / "huggingface" / "README.md").unlink()
+        shutil.copy(runs.SAMPLE_MODEL / "config.json", run / stage / "huggingface" / "config.json")
+    found = written(run, tmp_path)
+    assert found.data.base_model == "base" and found.data.license is None
+    assert "without a README that names one" in found.text
