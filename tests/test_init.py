@@ -18,6 +18,12 @@ def test_every_name_is_there_and_documented(name):
     assert f"`{name}`" in (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)
+def test_every_example_is_in_the_documentation(example):
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert f'\n--8<-- "examples/{example.name}"\n' in page  # not as a formatter would have it
+
+
 def test_an_unknown_name_is_told():
     with pytest.raises(AttributeError, match=r"no attribute 'train'; it has Batch, Config"):
         alignx_jax.train  # noqa: B018
