@@ -31,7 +31,8 @@ def run(tmp_path, monkeypatch) -> pathlib.Path:
     for stage in ("1", "2"):
         folder = tmp_path / "run" / f"stage{stage}"
         source = dataclasses.replace(runs.find(str(base)))
-        facts = {"languages": ["de", "en"], "examples": 12345, "held_out": 67, "records": {config.data.parallel[0]: 89}}
+        sources = [{"kind": "parallel", "source": config.data.parallel[0], "records": 89}]
+        facts = {"languages": ["de", "en"], "examples": 12345, "held_out": 67, "sources": sources}
         runs.claim(folder, dataclasses.replace(config, stage=stage, model=str(previous)), source, {})
         (folder / "data.json").write_text(json.dumps(facts), encoding="utf-8")
         records = [{"kind": "validation", "step": s, "loss": loss} for s, loss in ((0, 1.0), (1, 2.25), (2, 3.5))]
@@ -67,7 +68,12 @@ def test_metadata_stages_and_licence(run, tmp_path):
         "license_name": "community",
         "license_link": "LICENSE.txt",
     }
-    for text in ("`other`, `community`", "German (de), English (en)", "12,345 examples, 67 more", "| opus | 89 |"):
+    for text in (
+        "`other`, `community`",
+        "German (de), English (en)",
+        "12,345 examples, 67 more",
+        "| opus | parallel | 89 |",
+    ):
         assert text in found.text
     for text in ("### Stage 1", "### Stage 2", "--data.cutoff 99", "--training.steps 2", "step 1, ", "total 2.250"):
         assert text in found.text
@@ -83,6 +89,8 @@ def test_measured_before_and_after(run, tmp_path):
     change = f"({100 * value:+.1f} [{100 * low:.1f}, {100 * high:.1f}])"
     assert f"| Retrieval, mean | {shares[0]} | {shares[1]} {change} |" in text
     assert f"`{results['command']}`, {results['date']}" in text and "not evaluated" not in text
+    cells = {line.count("|") for line in text.split("## Measured")[1].splitlines() if line.startswith("|")}
+    assert cells == {4}  # of the heading, the rule below it and every row
 
 
 def test_an_evaluation_of_earlier_weights_is_not_told(run, tmp_path):

@@ -225,7 +225,7 @@ class Data:
             "languages": list(self.languages),
             "examples": self.train.num_examples,
             "held_out": self.validation.num_examples,
-            "records": {corpus.source: len(corpus) for corpus in self.corpora},
+            "sources": [{"kind": c.kind, "source": c.source, "records": len(c)} for c in self.corpora],
         }
 
 
