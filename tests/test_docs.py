@@ -34,7 +34,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """Arguments of the program in blocks, in backquotes, and in comments of files."""
     text = re.sub(r"\s*\\\n#?\s*", " ", text)
     program = r"(?:python (?:/opt/alignx_jax/)?run\.py|sbatch deploy/slurm\.sbatch|docker run [^\n]*-jax:\w+)"
-    for found in re.finditer(program + r" (--[^`\n|'#]*)", text):
+    for found in re.finditer(program + r" (--[^`\n|'#&;]*)", text):
         yield shlex.split(found.group(1).split("     ")[0])
 
 
@@ -43,8 +43,8 @@ def test_commands_are_understood(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     for arguments in commands(file.read_text(encoding="utf-8")):
         if arguments != ["--help"]:
-            mended = [YOURS.sub("configs/llama3_8b_opus100.py", argument) for argument in arguments]
-            run.parse([argument.replace("/opt/alignx_jax/", "") for argument in mended])
+            mended = [YOURS.sub("configs/llama3_8b_opus100.py", one) for one in arguments if one != "..."]
+            run.parse([one.replace("/opt/alignx_jax/", "").replace("$i", "0") for one in mended])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
