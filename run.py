@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from alignx_jax import config as configs
 from alignx_jax import card, exits, hosts, plan_table, sharding
+from alignx_jax import config as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import cache, pipeline, tokenizer

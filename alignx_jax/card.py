@@ -23,7 +23,19 @@ _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
 # Settings that the trained weights do not depend on, and places of this machine.
-_UNSAID = ("stage", "run", "model", "compare", "topology", "evaluation.", "export.", "plan.", "data.cache")
+_UNSAID = (
+    "stage",
+    "run",
+    "model",
+    "compare",
+    "topology",
+    "accept_changes",
+    "evaluation.",
+    "export.",
+    "plan.",
+    "hosts.",
+)
+_UNSAID += ("data.cache",)
 
 
 @dataclasses.dataclass(frozen=True)
