@@ -17,25 +17,14 @@ from alignx_jax.config import Config, UserError
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import tables
 from alignx_jax.models import huggingface
-from alignx_jax.training import metrics, runs
+from alignx_jax.training import durable, metrics, runs
 
 _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
 # Settings that the trained weights do not depend on, and places of this machine.
-_UNSAID = (
-    "stage",
-    "run",
-    "model",
-    "compare",
-    "topology",
-    "accept_changes",
-    "evaluation.",
-    "export.",
-    "plan.",
-    "hosts.",
-)
-_UNSAID += ("data.cache",)
+_UNSAID = ("stage", "run", "model", "compare", "topology", "accept_changes", "data.cache")
+_UNSAID += ("evaluation.", "export.", "plan.", "hosts.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +79,7 @@ def write(source: runs.Source, folder: str | pathlib.Path, command: str) -> None
         date=datetime.date.today().isoformat(),
         versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
     )
-    (pathlib.Path(folder) / "README.md").write_text(card.content.rstrip() + "\n", encoding="utf-8")
+    durable.write(pathlib.Path(folder) / "README.md", card.content.rstrip() + "\n")
 
 
 def _identifier(base: runs.Source) -> str:
