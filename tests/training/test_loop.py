@@ -152,6 +152,13 @@ def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
     assert {"next_token", "contrastive", "language_matching"} <= set(first)
     assert set(metrics.read(run / "stage2", "train")[0]) & {"contrastive", "language_matching"} == set()
     finish(command(run, stage="export", model="None"))
+    card = (run / "export" / "README.md").read_text(encoding="utf-8")
+    assert (
+        "### Stage 1" in card
+        and "### Stage 2" in card
+        and "24 steps" in card
+        and str(tmp_path) not in card.split("## How")[0]
+    )
     finish(command(run, stage="export", model=run / "stage1", export__to=run / "first"))
     import torch
     import transformers
