@@ -29,7 +29,7 @@ from alignx_jax import config as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import cache, pipeline, tokenizer
-from alignx_jax.evaluation import alignment, report
+from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.training import durable, loop, progress, runs, stopping
 
@@ -238,6 +238,8 @@ def stage_2_start(session: Session) -> str:
 
 def evaluate(session: Session, models: list[str]) -> None:
     """Every measure of every model: tables, and evaluation.json, report.html and TensorBoard in the run's folder."""
+    from alignx_jax.evaluation import report  # matplotlib, a fifth of what a start of any stage imports
+
     session.stop.check()
     config = session.config
     session.console.rule("evaluate", align="left")
