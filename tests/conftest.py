@@ -10,6 +10,8 @@ import pathlib
 import jax
 import pytest
 
+from tests.faults import tally
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
 jax.config.update("jax_platforms", os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
@@ -31,3 +33,7 @@ def shared() -> pathlib.Path:
 def reference() -> pathlib.Path:
     """What the published code computes, as arrays; a part of `shared/reference`, whose SEMANTICS.md describes it."""
     return ROOT / "tests" / "data" / "reference"
+
+
+def pytest_terminal_summary(terminalreporter):
+    tally.show(terminalreporter)

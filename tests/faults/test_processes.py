@@ -1,0 +1,50 @@
+"""One of several processes dies: the others stop with 69 and a sentence; started again, the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+
+import pytest
+
+from tests.faults.conftest import SEED, STEPS
+from tests.faults.program import Running, Stage
+from tests.faults.test_meshes import assert_close
+
+GRACE = 90.0  # seconds from the death of one process to the end of the others
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def _processes(bench, run, count: int):
+    """`count` processes of one run on loopback, which share the four devices of the mesh."""
+    with contextlib.ExitStack() as stack, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+        hosts = {"hosts.coordinator": address, "hosts.count": count, "mesh": "4x1"}
+        yield [stack.enter_context(bench.start(run, 1, **hosts, **{"hosts.index": n})) for n in range(count)]
+
+
+def test_one_of_four_dies_and_two_go_on(bench, tally, tmp_path):
+    """Against one process on the same mesh: float tolerance, for reductions over processes have another order."""
+    rng = random.Random(f"{SEED} processes")
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    stage = Stage(run / "stage1")
+    assert bench.finish(alone, 1, mesh="4x1").code == 0
+    with tally.verdict() as injected:
+        moments = [(rng.randrange(1, 4), rng.randrange(4, STEPS // 2)), (0, rng.randrange(STEPS // 2, STEPS - 4))]
+        for victim, least in moments:
+            with _processes(bench, run, 4) as running:
+                assert running[victim].kill_while(lambda least=least, first=running[0]: first.step >= least)
+                injected.append(f"SIGKILL: {'the first' if victim == 0 else 'one'} of 4 processes")
+                others: list[Running] = [one for one in running if one is not running[victim]]
+                for one in others:
+                    one.wait(GRACE).sentence(69, f"process {victim}")
+        with _processes(bench, run, 2) as running:
+            ended = [one.wait() for one in running]
+        assert [one.code for one in ended] == [0, 0], "\n".join(map(str, ended))
+        assert ended[0].continued_from, ended[0]
+        assert_close(stage, Stage(alone / "stage1"))
