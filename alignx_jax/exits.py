@@ -21,7 +21,8 @@ INTERRUPTED = 75
 """Stopped on request with everything saved; the same command goes on."""
 
 _STORAGE_ERRORS = {
-    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO", "ETIMEDOUT")
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO", "ETIMEDOUT")
 }
 
 

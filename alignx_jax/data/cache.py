@@ -11,7 +11,9 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+from alignx_jax import exits
 from alignx_jax.config import UserError
+from alignx_jax.exits import StorageError
 
 SUMS = "SHA256SUMS"
 """Checksums of a folder's other files, as `sha256sum --check` reads them."""
@@ -33,7 +35,8 @@ def make_once(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> pa
     made again, with a warning.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be read or written.
+      StorageError: the disk is full, or fails.
+      UserError: the path is not one that can be read and written.
     """
     try:
         if folder.is_dir() and _damage(folder) is None:
@@ -48,13 +51,15 @@ def make_once(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> pa
                 shutil.rmtree(folder)
             _make(folder, write)
     except OSError as error:
-        raise unwritable(error.filename or folder, error.strerror) from error
+        raise unwritable(error.filename or folder, error) from error
     return folder
 
 
-def unwritable(path: str | pathlib.Path, reason: str) -> UserError:
-    """For raising: why a cache could not be written."""
-    return UserError(f"{path}: {reason}; make room there, or give a --data.cache that can be read and written")
+def unwritable(path: str | pathlib.Path, error: Exception) -> UserError | StorageError:
+    """For raising: why a cache could not be written. An error without a number is of TFDS or ArrayRecord: no room."""
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error).split(";")[0]
+    kind = UserError if number and exits.of_os_error(error) == exits.USER else StorageError
+    return kind(f"{path}: {reason}; make room there, or give a --data.cache that can be read and written")
 
 
 def _make(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:

@@ -125,7 +125,7 @@ def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Liter
         try:
             build(data_dir=folder).download_and_prepare()
         except RuntimeError as error:  # what ArrayRecord makes of any failure to write
-            raise cache.unwritable(cache_folder, str(error).split(";")[0]) from error
+            raise cache.unwritable(cache_folder, error) from error
 
     with _quiet():
         folder = cache.make_once(cache_folder.expanduser() / kind / fingerprint, write)

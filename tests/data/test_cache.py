@@ -12,6 +12,7 @@ import pytest
 from alignx_jax.config import DataConfig, UserError
 from alignx_jax.data import cache, corpora, prompts
 from alignx_jax.data.examples import encode
+from alignx_jax.exits import StorageError
 
 
 @pytest.fixture
@@ -111,9 +112,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(corpus, tmp_path, size):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(UserError, match=r"cache.*File too large.*; make room there, or give a --data\.cache"):
+        with pytest.raises(StorageError, match=r"cache.*File too large.*; make room there, or give a --data\.cache"):
             corpora.prepare("parallel", str(corpus), tmp_path / "cache", "stop")
-        with pytest.raises(UserError, match=r"made: File too large; make room there, or give a --data\.cache"):
+        with pytest.raises(StorageError, match=r"made: File too large; make room there, or give a --data\.cache"):
             cache.make_once(tmp_path / "made", lambda partial: (partial / "a").write_bytes(bytes(size + 1)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
