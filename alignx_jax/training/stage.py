@@ -165,11 +165,11 @@ class Stage:
                     self.report(*waiting)
                 waiting = step, values
                 if first:
+                    to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
                     self.report(*waiting)
                     waiting = None
                     bar.note(f"first step after {time.monotonic() - begin:.0f} s of compilation")
                     bar.restart_clock(step)
-                    to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
                 self.checkpoints.poll()
                 stopped = self.stop.reached(step)
                 validate = step % self.config.training.validate_every == 0 or step == self.last
