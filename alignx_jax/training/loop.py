@@ -167,7 +167,9 @@ def train(
         )
     corpora = {c.source: c.fingerprint for c in data.corpora}
     loaded = []
-    if not hosts.share("continue", runs.can_continue(folder, config, corpora)):
+    if hosts.share("continue", runs.can_continue(folder, config, corpora)):
+        runs.check_model(folder, source)
+    else:
         loaded = [source.load(mesh)]  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))

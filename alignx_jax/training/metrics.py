@@ -73,8 +73,8 @@ def _records(path: pathlib.Path) -> list[dict]:
     """Of complete lines that can be read: a process killed while writing leaves half of one."""
     if not path.exists():
         return []
-    text, found = path.read_text(encoding="utf-8", errors="replace"), []
-    for line in text[: text.rfind("\n") + 1].splitlines():
+    content, found = path.read_bytes(), []
+    for line in content[: content.rfind(b"\n") + 1].splitlines():
         try:
             record = json.loads(line)
             if isinstance(record["step"], int) and isinstance(record["kind"], str):

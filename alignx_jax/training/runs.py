@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import filecmp
 import json
 import os
 import pathlib
@@ -248,7 +249,12 @@ def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) 
                 f"{folder}: --accept-changes cannot change {', '.join(fixed)} ({listed}), which its checkpoints depend "
                 "on; give another --run"
             )
-        known = json.loads((folder / "corpora.json").read_text(encoding="utf-8"))
+        try:
+            known = dict(json.loads((folder / "corpora.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{folder / 'corpora.json'} is damaged ({error}); restore it, or give another --run"
+            ) from None
         changed = sorted(k for k in corpora if known.get(k) != corpora[k])
         if changed and not config.accept_changes:
             raise UserError(
@@ -261,6 +267,18 @@ def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) 
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
     return False
+
+
+def check_model(folder: pathlib.Path, source: Source) -> None:
+    """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
+
+    Raises:
+      UserError: names the file that has changed.
+    """
+    for file in companions(source.huggingface):
+        copy = folder / "huggingface" / file.name
+        if copy.is_file() and not filecmp.cmp(file, copy, shallow=False):
+            raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
 
 
 def _reshapes(name: str, there: object, here: object) -> bool:

@@ -42,7 +42,15 @@ def test_begun_again_before_the_first_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"kind": "tra', b'{"kind": "train", "st\xff\xfe\n', b"7\n", b'{"step": 4}\n', b"\x00\x00\n"]
+    "tail",
+    [
+        b'{"kind": "tra',
+        b'{"kind": "train", "st\xff\xfe\n',
+        b'{"kind": "train", "step": 4, "l\xffss": 1.0}\n',
+        b"7\n",
+        b'{"step": 4}\n',
+        b"\x00\x00\n",
+    ],
 )
 def test_half_a_line_and_a_spoilt_one_are_left_out(tmp_path, tail):
     log(tmp_path, 1, 3).close()

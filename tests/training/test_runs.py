@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,24 @@ with runs.hold(pathlib.Path({str(folder)!r})):
 def begun(folder: pathlib.Path) -> pathlib.Path:
     runs.claim(folder, CONFIG, runs.find("sample"), {"sample": "abc"})
     return folder
+
+
+def test_another_tokenizer_than_the_stage_was_begun_with_is_refused(tmp_path):
+    model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
+    source, folder = runs.find(str(model)), tmp_path / "stage1"
+    runs.claim(folder, CONFIG, source, {"sample": "abc"})
+    runs.check_model(folder, source)
+    (model / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"model/tokenizer.model is not what .*stage1 was begun with"):
+        runs.check_model(folder, source)
+
+
+@pytest.mark.parametrize("content", [b'{"sam', b"[3]", b"\xff", None])
+def test_damaged_fingerprints_are_one_sentence(tmp_path, content):
+    file = begun(tmp_path / "stage1") / "corpora.json"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match=r"corpora.json is damaged"):
+        runs.can_continue(tmp_path / "stage1", CONFIG, {"sample": "abc"})
 
 
 def test_other_settings_are_refused_unless_accepted(tmp_path):
