@@ -293,4 +293,4 @@ FAMILIES = {
         refused=_ONE_WAY,
     ),
 }
-_HINTS = {"gemma3": "its checkpoints hold images' weights too; those of gemma3_text are"}
+_HINTS = {"gemma3": "it has an image encoder; docs/families.md says how to save its text part, gemma3_text"}

@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers
+import torch
 from flax import nnx
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gemma2 import modeling_gemma2
 
 from alignx_jax import sharding
 from alignx_jax.models import huggingface
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.models.rope import Rope, frequencies
+from alignx_jax.models.rope import Rope
 from tests.models import llamas
 
 REMATS = ("none", "attention", "block", "offload")
@@ -100,36 +101,6 @@ def test_float64_reference(shared, case):
         found = llamas.our_states(decoder, inputs["input_ids"], positions, mask, jnp.float64)
         assert all(x.dtype == jnp.float64 for x in found)
         assert_close(found, (expected["hidden_states"], expected["logits"]), where=mask, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("rope", "head_dim"),
-    [
-        (Rope("llama3", 500000.0, 8.0, 1.0, 4.0, 8192), 128),  # Llama 3.1
-        (Rope("llama3", 500000.0, 32.0, 1.0, 4.0, 8192), 64),  # Llama 3.2
-        (Rope("linear", 10000.0, 4.0), 128),
-        (Rope("linear", 1000000.0, 8.0), 256),  # Gemma 3
-        (Rope("yarn", 1000000.0, 4.0, original_max_positions=32768), 128),  # Qwen 2.5 and 3
-        (Rope("yarn", 10000.0, 2.0, original_max_positions=4096, beta_fast=8.0, beta_slow=2.0, truncate=False), 64),
-    ],
-)
-def test_rope_frequencies_of_published_models(rope, head_dim):
-    config = transformers.LlamaConfig(
-        head_dim=head_dim,
-        rope_parameters={
-            "rope_type": rope.kind,
-            "rope_theta": rope.theta,
-            "factor": rope.factor,
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_positions,
-            "beta_fast": rope.beta_fast,
-            "beta_slow": rope.beta_slow,
-            "truncate": rope.truncate,
-        },
-    )
-    expected, _ = ROPE_INIT_FUNCTIONS[rope.kind](config, "cpu")
-    np.testing.assert_allclose(frequencies(rope, head_dim), expected.numpy(), rtol=1e-6)
 
 
 def loss(params, graph, tokens, pool, remat="none", dtype=jnp.float32, layers=(1, 3)):
@@ -279,6 +250,18 @@ def test_meshes_agree_with_one_device(pair, variant, spec):
     d = config.hidden_size
     assert f"{d},48" in gathered or f"{d},24" in gathered  # the MLP's kernels, as FSDP has it
     assert not gathered & {f"128,{d}", f"8,48,{d}"}  # nor the embedding table nor the activations of all rows
+
+
+def test_the_scale_of_embeddings_is_rounded_as_they_are():
+    """sqrt(24) is not a bfloat16."""
+    config = DecoderConfig("gemma2", 99, 24, 8, 1, 1, 1, 4, 1e-6, Rope(), True, False, False, "silu", 1.0, 9)
+    decoder = Decoder(dataclasses.replace(config, scale_embeddings=True), rngs=nnx.Rngs(0))
+    theirs = modeling_gemma2.Gemma2TextScaledWordEmbedding(99, 24, 0, 24**0.5)
+    theirs.weight.data = torch.from_numpy(np.array(decoder.embedding[:99]))
+    tokens = llamas.random_tokens(2, 9)
+    for dtype in ("float32", "bfloat16"):
+        expected = theirs.to(getattr(torch, dtype))(torch.from_numpy(tokens)).detach().float().numpy()
+        np.testing.assert_array_equal(decoder.embed(tokens, jnp.dtype(dtype)).astype(jnp.float32), expected)
 
 
 def test_initial_weights(pair):

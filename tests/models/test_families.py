@@ -109,7 +109,7 @@ def test_padded_vocabulary(vocab_size, padded):
             {"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}, "rope_scaling": None},
             "rope_parameters has rope_type; expected an object for each layer type",
         ),
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not supported (its checkpoints hold images' weights too"),
+        ({"model_type": "gemma3"}, "'gemma3' is not supported (it has an image encoder; docs/families.md says how"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: the field factor is missing"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}, "rope_scaling": None},
