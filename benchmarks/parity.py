@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from transformers import modeling_rope_utils
 
 from alignx_jax import sharding
-from alignx_jax.models import generation, huggingface
+from alignx_jax.models import families, generation, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.training import state, step
 from benchmarks.torch_reference import AlignXTorch, collate
@@ -163,10 +163,13 @@ def gradient_error(folder: pathlib.Path) -> float:
         found, _ = jax.jit(functools.partial(step.gradients, graph=graph, recipe=plan))(params, batch)
         found = jax.tree.map(np.asarray, found["decoder"])
     errors = []
-    for key, weight, layer in huggingface._entries(decoder.config):
-        ours = huggingface._tensor(found, decoder.config, key, weight, layer, np.dtype(np.float64))
-        theirs = reference.llm.get_parameter(key).grad.numpy()
-        errors.append(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    for weight in families.FAMILIES[decoder.config.family].table(decoder.config):
+        parameter = functools.reduce(dict.__getitem__, weight.path, found)
+        sizes = [size for factors in weight.split(decoder.config) for size in factors]
+        for key, part in zip(weight.keys(decoder.config), parameter if weight.stacked else [parameter], strict=True):
+            ours = part.transpose(np.argsort(weight.axes))[tuple(map(slice, sizes))]  # without the vocabulary's padding
+            theirs = reference.llm.get_parameter(key).grad.numpy()
+            errors.append(np.linalg.norm(ours.reshape(theirs.shape) - theirs) / np.linalg.norm(theirs))
     return float(max(errors))
 
 
