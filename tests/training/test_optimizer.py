@@ -1,6 +1,5 @@
 """AdamW with its first moment in bfloat16, against float64 NumPy; Adafactor against that of optax."""
 
-import contextlib
 import dataclasses
 import functools
 
@@ -166,11 +165,11 @@ def test_a_factored_state_is_sharded_with_its_parameters_and_restored_on_another
         step = jax.device_put(jnp.int32(3), sharding.NamedSharding(mesh, sharding.P()))
         return state.TrainState(step=step, params=params, optimizer=optimizer_state)
 
-    with contextlib.closing(Checkpoints(tmp_path, writable=True)) as checkpoints:
-        checkpoints.save(3, whole(now, got, mesh), None)
+    checkpoints = Checkpoints(tmp_path, writable=True)
+    checkpoints.save(3, whole(now, got, mesh), None)
+    checkpoints.wait()
     other = sharding.make_mesh("2x2")
     like = state.abstract(parameters(0), optimizer.build(ADAFACTOR, STEPS), other)
-    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        restored = checkpoints.restore(3, like)
+    restored = Checkpoints(tmp_path).restore(3, like)
     jax.tree.map(np.testing.assert_array_equal, restored.optimizer, now)
     assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, restored.optimizer, like.optimizer))

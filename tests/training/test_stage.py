@@ -155,7 +155,9 @@ def arrays(folder: pathlib.Path, step: int, part: str | None = None) -> list[np.
 
 def records(folder: pathlib.Path) -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))} for line in lines
+    ]
 
 
 def test_a_run_asked_to_stop_saves_and_ends_bit_for_bit_where_it_would_have(train, tmp_path, undisturbed):
