@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from alignx_jax import card, exits, hosts, plan_table, sharding
+from alignx_jax import card, exits, hosts, machines, plan_table, sharding, xla_flags
 from alignx_jax import config as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
@@ -96,6 +96,11 @@ class Session:
             f"{source.name}: {decoder.family}, {count / 1e6:,.1f} M parameters, {decoder.num_layers} layers of "
             f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
         )
+
+    def show_flags(self) -> None:
+        """The compiler's flags, ours and the user's; a line only where there are any."""
+        if flags := xla_flags.shown(self.mesh.devices.flat[0].platform):
+            self.line("flags", flags)
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -171,6 +176,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     loop.check(session.config, source, session.mesh)
     choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
+    session.show_flags()
     data = session.data(stage, source)
     config = dataclasses.replace(session.config, stage=stage, model=start)
     config = with_layer(session, config, session.run / folder, source, data)
@@ -305,7 +311,7 @@ def export(session: Session) -> None:
     session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
 
 
-def plan(session: Session, on: planning.Machine) -> None:
+def plan(session: Session, on: machines.Machine) -> None:
     """The step compiled for a machine that need not be there; plan.json in the run's folder."""
     config = session.config
     source = session.source(config.model or config.plan.shapes or "sample")
@@ -315,6 +321,7 @@ def plan(session: Session, on: planning.Machine) -> None:
     loop.check(config, source, session.mesh)
     choice = loop.attention_kernel(config, decoder, session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
+    session.show_flags()
     with session.console.status("compiling"):
         plans = [planning.measure(config, decoder, on)]
     session.console.print(plan_table.of_one(plans[0], on))
@@ -391,8 +398,9 @@ def main(arguments: list[str]) -> None:
 
 def start(arguments: list[str], stop: stopping.Stop) -> None:
     config = parse(arguments)
+    xla_flags.apply()
     if config.stage == "plan":
-        on = planning.machine(config)
+        on = machines.find(config)
         plan(Session(config, on.mesh(config.mesh), Console(), stop, arguments), on)
         return
     hosts.initialize(config.hosts)

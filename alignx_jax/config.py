@@ -145,10 +145,13 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, linear warm-up from 0 and linear decay to 0, clipping by global norm."""
+    """AdamW or Adafactor, linear warm-up from 0 and linear decay to 0, clipping by global norm."""
 
     __pydantic_config__ = _STRICT
 
+    kind: Literal["adamw", "adafactor"] = "adamw"
+    """AdamW (published), or Adafactor with the same learning rates, whose state is a few MB: no mean of the gradient,
+    and of its square means over rows and columns only. The betas, epsilon and moment type are AdamW's alone."""
     learning_rate: _Factor = 2e-6
     """Peak learning rate."""
     warmup_steps: _Size = 100
@@ -329,6 +332,8 @@ class Config:
     """Continue a stage with settings or data other than it was begun with; the former settings are kept beside."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is not finite stops the run and is written down, or is left out and counted."""
+    profile: str | None = None
+    """Steps of training to trace with JAX's profiler, such as 10 or 10-12; see the folder `profile` of the stage."""
     seed: _Size = 0
     """Seed of the data order, the pair classifier's initial weights, sampling and the bootstrap."""
     data: DataConfig = DataConfig()

@@ -32,6 +32,8 @@ class Collective:
     times: int
     operation: str
     """Where in the model's source it comes from: JAX's `op_name`."""
+    hbm_bytes: int = 0
+    """Read and written by an all-gather inside fusions, for which these are not counted."""
 
     @property
     def sent(self) -> float:
@@ -71,13 +73,15 @@ def cost(module: Module) -> Cost:
         for one in computation.values():
             if one.opcode in ("dot", "convolution"):
                 flops += times * _product_flops(one, computation)
-            elif one.opcode == "custom-call" and one.target == "tpu_custom_call":
+            elif one.opcode == "custom-call" and (one.target == "tpu_custom_call" or one.target.startswith("__cudnn$")):
                 of_kernel = _kernel_flops(one, computation)
                 flops += times * (of_kernel or 0)
                 kernels += of_kernel is None
             if not fused:
                 hbm_bytes += times * _bytes(one, computation, module)
-    return Cost(flops, hbm_bytes, tuple(_collectives(module)), kernels, module.unknown_loops)
+    collectives = tuple(_collectives(module))
+    hbm_bytes += sum(one.times * one.hbm_bytes for one in collectives)
+    return Cost(flops, hbm_bytes, collectives, kernels, module.unknown_loops)
 
 
 def _collectives(module: Module) -> Iterator[Collective]:
@@ -100,7 +104,9 @@ def _collectives(module: Module) -> Iterator[Collective]:
             spread = name in module.fused and channel is not None
             key = (kind, channel[1], origin) if spread else (name, one.name)
             if key not in found or found[key].times < times:
-                found[key] = Collective(kind, operand_bytes, group, times, origin)
+                moved = _in_hbm(one) + sum(_in_hbm(computation[operand]) for operand in one.operands)
+                hbm_bytes = moved if name in module.fused and kind == "all-gather" else 0
+                found[key] = Collective(kind, operand_bytes, group, times, origin, hbm_bytes)
     return iter(c for c in found.values() if c.group > 1)
 
 
@@ -125,7 +131,10 @@ def _bytes(one: Instruction, computation: dict[str, Instruction], module: Module
 
 
 def _fusion_bytes(one: Instruction, operands: list[Instruction], module: Module) -> int:
-    """A fusion that reads only a slice of an operand, or updates only a slice of it in place, moves that slice."""
+    """A fusion that reads only a slice of an operand, or updates only a slice of it in place, moves that slice.
+
+    What it hands on as it is, it does not move. An all-gather inside is counted by itself, once for all its parts.
+    """
     inside = module.computations[next(iter(one.called().values()))[0]]
     parameters = {int(i.literal): i for i in inside.values() if i.opcode == "parameter"}
     users = collections.defaultdict(list)
@@ -144,6 +153,8 @@ def _fusion_bytes(one: Instruction, operands: list[Instruction], module: Module)
     for number, operand in enumerate(operands):
         full, sliced = _in_hbm(operand), 0
         for name, user in uses(parameters[number].name):
+            if user.opcode in ("tuple", "all-gather"):
+                continue
             if user.opcode in ("dynamic-slice", "slice") and user.operands[0] == name:
                 sliced += user.arrays[0].bytes
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
@@ -155,6 +166,8 @@ def _fusion_bytes(one: Instruction, operands: list[Instruction], module: Module)
     for result, array in zip(results, one.arrays, strict=False):
         while result.opcode == "bitcast":
             result = inside[result.operands[0]]
+        if result.opcode in ("parameter", "all-gather"):
+            continue
         in_place = result.opcode == "dynamic-update-slice"
         size = inside[result.operands[1]].arrays[0].bytes if in_place else array.bytes
         total += size if array.in_hbm else 0
@@ -218,12 +231,21 @@ def _valid_positions(size: int, kernel: int, out: int, stride: int, base: int, d
 
 
 def _kernel_flops(one: Instruction, computation: dict[str, Instruction]) -> int | None:
-    """Of a Pallas kernel: its own estimate, or that of JAX's splash attention, which carries none; None: not known.
+    """Of a Pallas kernel: its own estimate, or that of JAX's splash attention, which carries none; of cuDNN's
+    attention; None: not known.
 
     Splash attention gets a map of its blocks [1,n,n], then q [...,T,h] and k; of the n x n blocks it skips those above
     the diagonal. It forms two products forward, three for the gradient of q, four for those of k and v, all five in one
-    kernel, which then has one result more.
+    kernel, which then has one result more. cuDNN's goes by blocks of 128 queries and as many keys, and forms two
+    products forward and five backward; the shape of its logits stands in its settings.
     """
+    if one.target.startswith("__cudnn$fmha"):
+        logits = re.search(r'"intermediate_tensor_shape":\{.*?"dimensions":\[([^\]]*)\]', _compact(one.attributes))
+        dims = [int(n) for n in re.findall(r"\d+", logits[1])]
+        head_dim = computation[one.operands[0]].arrays[0].dims[-1]
+        blocks = -(-dims[-1] // 128) if '"mask_type":"CAUSAL"' in _compact(one.attributes) else 1
+        products = 5 if "Backward" in one.target else 2
+        return round(products * 2 * math.prod(dims) * head_dim * (blocks + 1) / (2 * blocks))
     if estimate := re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.attributes):
         return int(estimate[1])
     if not (name := re.match(r"splash_mha_(fwd|dq|dkv)_", one.name)):
@@ -232,3 +254,8 @@ def _kernel_flops(one: Instruction, computation: dict[str, Instruction]) -> int 
     products = {"fwd": 2, "dq": 3, "dkv": 4}[name[1]] + (name[1] == "dkv" and len(one.arrays) == 5)
     share = (blocks[-1] + 1) / (2 * blocks[-1])
     return round(products * 2 * math.prod(query) * key[-2] * share)
+
+
+def _compact(attributes: str) -> str:
+    """Without the spaces that one compiler writes into its settings and another does not."""
+    return attributes.replace(": ", ":")

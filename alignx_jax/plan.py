@@ -1,104 +1,28 @@
 """The training step compiled for a machine that is not there: does it fit, what does it move, how fast could it be?
 
-What is compiled is the function that trains (`training.loop.build_step`), for the devices of a TPU topology through
-libtpu's compiler, or for the simulated devices of this host. No weights are read: a config.json gives the shapes.
+What is compiled is the function that trains (`training.loop.build_step`), for the devices of `machines.py`. No weights
+are read: a config.json gives the shapes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import os
 import time
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from alignx_jax import chips, hlo, hlo_cost, sharding
 from alignx_jax.config import Config, OptimizerConfig, TrainingConfig, UserError
-from alignx_jax.data import packing
+from alignx_jax.machines import Machine
 from alignx_jax.models import families
-from alignx_jax.training import loop
+from alignx_jax.training import compiling, loop
 
 _STEPS = 1000  # of the schedule where the configuration gives none; only a constant of the program
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What a step is compiled for."""
-
-    topology: str
-    devices: tuple[jax.Device, ...] | None
-    """Of a TPU slice; None: as many simulated devices of this host as a mesh asks for."""
-    chip: chips.Chip | None
-    """None: this host, of which no figures are known."""
-
-    def mesh(self, spec: str) -> Mesh:
-        """
-        Raises:
-          UserError: no mesh, or not one of all chips.
-        """
-        mesh = sharding.make_mesh(spec, self.devices)
-        if self.devices and mesh.size != len(self.devices):
-            raise UserError(
-                f"--mesh={spec} is a mesh of {mesh.size} chips, but --topology={self.topology} has "
-                f"{len(self.devices)}; give a mesh of all of them, such as {len(self.devices)}x1"
-            )
-        return mesh
-
-    def capacity(self, devices: int) -> float:
-        """Bytes of memory a device: of the chip, or this host's shared by the simulated devices."""
-        if self.chip:
-            return self.chip.hbm_bytes
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices
-
-
-def machine(config: Config) -> Machine:
-    """The machine of `--topology`. Call it before anything uses a device: JAX is to see this host's CPU only.
-
-    Raises:
-      UserError: none is given, its name is unknown, GPUs are not as many as the mesh, or libtpu is not installed.
-    """
-    name = config.topology
-    if name is None:
-        raise UserError("--topology is not set; give a TPU slice such as v5e:2x4, GPUs such as h100:8, or cpu")
-    jax.config.update("jax_platforms", "cpu")
-    sharding.prepare_devices(config.mesh)
-    if name == "cpu":
-        return Machine(name, None, None)
-    kind, _, size = name.partition(":")
-    if kind in chips.GPUS:
-        wanted = sharding.abstract_mesh(config.mesh).size
-        if size != str(wanted):
-            raise UserError(f"--topology={name}: --mesh={config.mesh} is a mesh of {wanted}; give {kind}:{wanted}")
-        return Machine(name, None, chips.GPUS[kind])
-    if kind not in chips.TPUS:
-        known = ", ".join([*(f"{k}:..." for k in (*chips.TPUS, *chips.GPUS)), "cpu"])
-        raise UserError(f"--topology={name}: no such machine; give one of {known}, such as v5e:2x4")
-    return Machine(name, _tpu(name), chips.TPUS[kind])
-
-
-def _tpu(name: str) -> tuple[jax.Device, ...]:
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            f'--topology={name} needs the compiler of the libtpu package; install it with: pip install "jax[tpu]"'
-        )
-    # libtpu looks for a TPU machine around it unless it is told what it would find; nothing is run, so that several
-    # processes may load it.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-    try:
-        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"--topology={name}: libtpu knows no such slice ({str(error).splitlines()[0]}); "
-            "give one that exists, such as v5e:2x4 or v5p:4x4x8"
-        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +48,7 @@ class Plan:
     aliased_bytes: int = 0
     """Of the results, what takes the place of an argument."""
     model_flops: float = 0.0
-    """Of the whole row's causal half; see `model_flops`."""
+    """Of the whole row's causal half; see `chips.model_flops`."""
     model_flops_full: float = 0.0
     """Without causal halving."""
     compiled_flops: float = 0.0
@@ -158,24 +82,6 @@ class Plan:
         return dataclasses.asdict(self) | derived
 
 
-def model_flops(decoder: families.DecoderConfig, rows: int, length: int, *, causal: bool) -> float:
-    """FLOPs of a step that computes nothing twice: 6 N a token and 12 H h for each token that it attends to in a layer.
-
-    The count of PaLM (arXiv 2204.02311, appendix B): N are the weights of matrix products, the output table among them
-    and the embedding table not, each 2 FLOPs forward and 4 backward; attention's two products a layer cost 2 H h each
-    forward and twice that backward. A token attends to w tokens where the layer has a window of w < T, else to all T of
-    its row; causal: to w - w^2 / 2T on average, else to T / 2. The pair losses and, in a packed row, the bounds of its
-    examples are not counted.
-    """
-    d, f, heads = decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim
-    layer = 2 * d * heads + 2 * d * decoder.num_kv_heads * decoder.head_dim + 3 * d * f
-    weights = decoder.num_layers * layer + decoder.vocab_size * d
-    local = sum(decoder.local_layers)
-    reaches = [length] * (decoder.num_layers - local) + [min(decoder.window or length, length)] * local
-    attended = sum(w - w * w / (2 * length) if causal else w for w in reaches)
-    return rows * length * (6 * weights + 12 * heads * attended)
-
-
 def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Plan:
     """Compiles the step of stage 1 that `config` trains, and reads what the compiler made of it.
 
@@ -193,13 +99,14 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
         "row_length": data.row_length,
         "accumulation": training.accumulation,
         "remat": training.remat,
+        "optimizer": config.optimizer.kind,
         "moment_dtype": config.optimizer.moment_dtype,
     }
     capacity = on.capacity(mesh.size)
     if isinstance(compiled, str):
         return Plan(settings, False, compiled, seconds, capacity)
     memory, cost = compiled.memory_analysis(), hlo_cost.cost(hlo.Module(compiled.as_text()))
-    flops = [model_flops(decoder, training.rows, data.row_length, causal=c) / mesh.size for c in (True, False)]
+    flops = [chips.model_flops(decoder, training.rows, data.row_length, causal=c) / mesh.size for c in (True, False)]
     sent, limits, mfu = cost.sent(), {}, None
     if chip := on.chip:
         limits = {
@@ -209,12 +116,12 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
         }
         mfu = flops[0] / chip.flops / max(limits.values())
     total = memory.peak_memory_in_bytes
-    if not on.devices:  # the peak that is given for a CPU leaves out temporaries
+    if on.platform != "tpu":  # the peak that is given for a CPU leaves out temporaries
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
     return Plan(
         settings,
-        on.devices is not None or total <= capacity,
+        on.platform == "tpu" or total <= capacity,
         None,
         seconds,
         capacity,
@@ -242,14 +149,13 @@ def compile_step(
     sharding.check(decoder, mesh, training.rows, training.accumulation)
     most = loop.group_rows(config, mesh) * data.examples_per_row
     recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=most)
-    empty = packing.assemble([], data.row_length, data.examples_per_row)
-    batch = jax.tree.map(lambda x: sharding.rows_like(x, training.rows, mesh), empty)
     step = loop.build_step(config, recipe, decoder, mesh, training.steps or _STEPS)
     shards = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(step.like))
     state_bytes, start = sum(shards), time.monotonic()
     try:
-        with jax.set_mesh(mesh):
-            compiled = step.train_step.lower(step.like, batch).compile()
+        # Without the card kernels cannot be tried out.
+        options = {"xla_gpu_autotune_level": 0} if mesh.devices.flat[0].platform == "gpu" else None
+        compiled = compiling.lower(config, step.train_step, step.like, mesh).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -264,7 +170,10 @@ def _caveats(cost: hlo_cost.Cost, on: Machine) -> list[str]:
     if cost.unknown_loops:
         found.append(f"{cost.unknown_loops} loops have a trip count that the program does not say; counted once")
     if on.chip and not on.devices:
-        found.append("compiled for this host's CPU, which computes in float32: the state is exact, the rest estimated")
+        found.append(
+            "compiled for this host's CPU, which computes in float32: the state is exact, the rest estimated; with "
+            'pip install "jax[cuda13]" (no GPU is needed) it is compiled for the GPU'
+        )
     return found
 
 
@@ -301,6 +210,7 @@ def chains(config: Config, decoder: families.DecoderConfig) -> list[list[Config]
     *replicas, data, model = sharding.abstract_mesh(config.mesh).axis_sizes
     remats = typing.get_args(typing.get_type_hints(TrainingConfig)["remat"])
     moments = typing.get_args(typing.get_type_hints(OptimizerConfig)["moment_dtype"])
+    moments = moments if config.optimizer.kind == "adamw" else (config.optimizer.moment_dtype,)
     found = []
     for size in (m for m in range(1, data * model + 1) if data * model % m == 0):
         spec = "x".join(map(str, (*replicas, data * model // size, size)))
@@ -342,5 +252,5 @@ def fastest(plans: Sequence[Plan]) -> Plan | None:
 def flags(settings: dict[str, Any]) -> str:
     """The flags of `run.py` that ask for a plan's settings."""
     names = {"mesh": "mesh", "accumulation": "training.accumulation", "remat": "training.remat"}
-    names |= {"moment_dtype": "optimizer.moment-dtype"}
+    names |= {"optimizer": "optimizer.kind", "moment_dtype": "optimizer.moment-dtype"}
     return " ".join(f"--{flag}={settings[name]}" for name, flag in names.items())

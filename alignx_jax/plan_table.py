@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from alignx_jax.plan import Machine, Plan
+from alignx_jax.machines import Machine
+from alignx_jax.plan import Plan
 
 _GIB = 2**30
 

@@ -6,6 +6,7 @@ Axes: "data" shards rows and parameters (FSDP), "model" shards heads, MLP width 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -278,6 +279,33 @@ def parameter_spec(path: tuple[str, ...]) -> P:
 def parameter_shardings(params: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """The NamedSharding of every leaf of a nested dictionary of parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: NamedSharding(mesh, parameter_spec(_names(path))), params)
+
+
+def moment_shardings(moments: Any, params: dict[str, Any], mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf of an optimizer's state, whose paths end in those of the parameters.
+
+    A moment is sharded as its parameter; a mean over one of the parameter's axes as the axes that are left (of equally
+    long ones the first is taken for the one that is gone). What is of no parameter, and placeholders, are everywhere.
+    """
+
+    def spec(path, x) -> P:
+        names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+        if not names:
+            return P()
+        shape, axes = functools.reduce(dict.__getitem__, names, params).shape, (*parameter_spec(names),)
+        if x.shape == shape:
+            return P(*axes)
+        for gone in range(len(shape)):
+            if x.shape == (*shape[:gone], *shape[gone + 1 :]):
+                return P(*axes[:gone], *axes[gone + 1 :])
+        return P()
+
+    return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec(path, x)), moments)
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+    """Whether what is at `path` of a tree has the layers as its leading axis."""
+    return any(getattr(entry, "key", None) == "layers" for entry in path)
 
 
 def constrain_parameters(params: dict[str, Any]) -> dict[str, Any]:

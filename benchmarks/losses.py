@@ -35,7 +35,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.step import memory, spread
+from benchmarks.record import spread
+from benchmarks.step import memory
 
 LOSSES = ("contrastive", "language_matching")
 SIDES = {"published": "PyTorch, published", "factored": "PyTorch, factored", "ours": "ours"}

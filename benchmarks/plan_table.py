@@ -2,7 +2,8 @@
 
 python -m benchmarks.plan_table [--only TEXT] [--save benchmarks/results/plan.json]
 
-Compiles stage 1 as `run.py --stage=plan` does (docs/plan.md); needs libtpu and no TPU. Every case is a row; with
+Compiles stage 1 as `run.py --stage=plan` does (docs/plan.md); needs libtpu and JAX's CUDA plugin (`pip install
+"jax[tpu,cuda13]"`), and neither TPU nor GPU. Every case is a row; with
 --save the file keeps the rows of cases that are not run. Seconds of compilation depend on what else the machine does.
 """
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import config as configs
-from alignx_jax import plan
+from alignx_jax import machines, plan, xla_flags
 from alignx_jax.config import Config
 from alignx_jax.training import runs
 
@@ -36,6 +37,7 @@ class Case:
     row_length: int
     rows: int
     moments: str = "float32"
+    optimizer: str = "adamw"
     remat: str = "block"
     model: str = "llama3_8b"
     losses: bool = True
@@ -53,7 +55,9 @@ CASES = {
     "8B, v5e-16, 2048": Case("v5e:4x4", "16x1", 2048, 16),
     "8B, v6e-8, 512": Case("v6e:2x4", "8x1", 512, 24),
     "8B, v6e-8, 2048": Case("v6e:2x4", "8x1", 2048, 8),
-    "8B, one H100": Case("h100:1", "1x1", 512, 8, "bfloat16"),
+    "8B, one H100, AdamW": Case("h100:1", "1x1", 512, 8, "bfloat16"),
+    "8B, one H100, 512": Case("h100:1", "1x1", 512, 24, optimizer="adafactor"),
+    "8B, one H100, 2048": Case("h100:1", "1x1", 2048, 6, optimizer="adafactor"),
     "8B, eight H100": Case("h100:8", "8x1", 512, 24),
     "70B, v5p-128, 2048": Case("v5p:4x4x8", "128x1", 2048, 128, model="llama3_70b"),
     "8B, v5p-8": Case("v5p:2x2x2", "8x1", 512, 8),
@@ -88,7 +92,7 @@ def configuration(case: Case) -> Config:
         topology=case.topology,
         data=dataclasses.replace(base.data, row_length=case.row_length),
         objective=objective,
-        optimizer=dataclasses.replace(base.optimizer, moment_dtype=case.moments),
+        optimizer=dataclasses.replace(base.optimizer, kind=case.optimizer, moment_dtype=case.moments),
         training=dataclasses.replace(base.training, rows=case.rows, remat=case.remat),
     )
 
@@ -98,7 +102,7 @@ def run(case: Case) -> dict:
     decoder = runs.find(str(ROOT / "configs" / "shapes" / case.model)).decoder_config()
     if case.layers:
         decoder = dataclasses.replace(decoder, num_layers=case.layers)
-    on = plan.machine(config)
+    on = machines.find(config)
     return {"topology": case.topology, "model": case.model, **plan.measure(config, decoder, on).to_dict()}
 
 
@@ -127,6 +131,7 @@ def show(results: dict[str, dict]) -> Table:
 
 
 def main(options: Options) -> None:
+    xla_flags.apply()
     jax.config.update("jax_num_cpu_devices", 8)  # the most that a case compiles for on this host
     console = Console(width=160)
     file = pathlib.Path(options.save) if options.save else None

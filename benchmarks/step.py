@@ -1,6 +1,10 @@
 """Our stage-1 step beside the published one in plain PyTorch: useful tokens a second and peak memory, as ratios.
 
-python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--rows 16] [--rounds 3] [--save FILE]
+python -m benchmarks.step --parallel PATH... --tokenizer FOLDER [--rows 16] [--rounds 3] [--sides SIDE...] [--save FILE]
+
+With other sides the first is what the ratios are to: `--sides unpacked packed` is what packing gives on real lengths,
+`--sides plain packed` what the alignment losses cost over the next-token loss alone. `--hidden-size 768 --layers 12
+--heads 12` has about 110 M parameters with Llama 2's tokenizer.
 
 Both sides take the same random Llama, the same classifier, the same real sentences in the same optimizer steps
 (forward, backward, clipping, AdamW), float32, the same cores. The baseline (torch_reference.py) pads micro-batches of
@@ -16,27 +20,30 @@ Each process also times a matrix product of 2,048 x 2,048 x 2,048, the speed tha
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import Literal
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import record
+from benchmarks.record import spread
+
 SIDES = {
     "torch": "PyTorch, padded (published)",
     "unpacked": "ours, one example a row",
     "packed": "ours, packed",
+    "plain": "ours, packed, next-token loss alone",
 }
 MICRO_BATCH = 16
 """Examples, of the published step and of one example a row."""
@@ -57,6 +64,8 @@ class Options:
     """Measurements of each side."""
     hidden_size: int = 256
     layers: int = 8
+    heads: int = 4
+    sides: tuple[Literal["torch", "unpacked", "packed", "plain"], ...] = ("torch", "unpacked", "packed")
     save: str | None = None
     """JSON file to write."""
 
@@ -72,7 +81,9 @@ def prepare(options: Options, work: pathlib.Path) -> None:
     from benchmarks import random_llama
 
     jax.config.update("jax_platforms", "cpu")
-    make = random_llama.Options(pathlib.Path(options.tokenizer), work / "model", options.hidden_size, options.layers)
+    make = random_llama.Options(
+        pathlib.Path(options.tokenizer), work / "model", options.hidden_size, options.layers, options.heads
+    )
     count = random_llama.make(make)
     classifier = state.PairClassifier(options.hidden_size, 128, rngs=nnx.Rngs(0))
     np.savez(work / "classifier.npz", **{k: np.asarray(getattr(classifier, k)) for k in ("gate", "up", "down")})
@@ -141,13 +152,13 @@ def mixed(step: list[list[dict]]) -> list[dict]:
     return [examples[n] for n in np.random.default_rng(0).permutation(len(examples))]
 
 
-def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], check: bool, packed: bool) -> dict:
+def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], check: bool, side: str) -> dict:
     """The same with our step."""
     import jax
     import jax.numpy as jnp
 
     from alignx_jax import sharding
-    from alignx_jax.config import ObjectiveConfig, OptimizerConfig
+    from alignx_jax.config import ContrastiveConfig, LanguageMatchingConfig, ObjectiveConfig, OptimizerConfig
     from alignx_jax.data import packing
     from alignx_jax.models import huggingface
     from alignx_jax.training import optimizer, state
@@ -158,7 +169,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
     if check:
         first = mixed(steps[0])[:MICRO_BATCH]
         steps = [[first[n :: 2 * ROWS] for n in range(2 * ROWS)]]
-    if not packed:
+    if side == "unpacked":
         steps = [[[example] for row in step for example in row] for step in steps]
         width = -(-max(len(e["tokens"]) for step in steps for (e,) in step) // 8) * 8
         slots, micro_rows = 1, MICRO_BATCH
@@ -180,8 +191,11 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
         kernels = np.load(work / "classifier.npz")
         for name in ("gate", "up", "down"):
             getattr(model.classifier, name).set_value(jnp.asarray(kernels[name]))
+        objective = ObjectiveConfig(duplicates="keep")
+        if side == "plain":
+            objective = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0))
         recipe = training.Recipe(
-            objective=ObjectiveConfig(duplicates="keep"),
+            objective=objective,
             contrastive_layer=layers // 2,
             matching_layer=layers,
             pairs=True,
@@ -197,7 +211,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             _, losses = jax.jit(functools.partial(training.gradients, graph=graph, recipe=recipe))(params, batches[0])
             return {k: float(losses[k]) for k in ("loss", "next_token", "contrastive", "language_matching")}
         settings = OptimizerConfig(learning_rate=1e-4, warmup_steps=2)
-        now = [state.create(params, optimizer.adamw(settings, 100), mesh)]
+        now = [state.create(params, optimizer.build(settings, 100), mesh)]
         update = training.compiled_for(now[0], graph=graph, recipe=recipe, config=settings, steps=100)
 
         def once(rows) -> None:
@@ -243,7 +257,7 @@ def work(folder: str, side: str, layers: int, number: int) -> None:
     everything = json.loads((pathlib.Path(folder) / "steps.json").read_text())
     steps = everything[max(number, 0) * (1 + TIMED) :][: 1 + TIMED]
     arguments = pathlib.Path(folder), layers, steps, number < 0
-    found = run_torch(*arguments) if side == "torch" else run_ours(*arguments, packed=side == "packed")
+    found = run_torch(*arguments) if side == "torch" else run_ours(*arguments, side)
     useful = sum(len(e["tokens"]) for step in steps[1:] for row in step for e in row)
     print(json.dumps(found | {"useful": useful}))
 
@@ -258,10 +272,6 @@ def measure(folder: str, side: str, options: Options, number: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
-
-
 def main(options: Options) -> None:
     console = Console(width=140)
     with tempfile.TemporaryDirectory() as folder:
@@ -274,32 +284,26 @@ def main(options: Options) -> None:
                 sys.exit(f"{name} differs: the two sides do not compute the same")
         rounds = []
         for number in range(options.rounds):
-            rounds.append({side: measure(folder, side, options, number) for side in SIDES})
+            rounds.append({side: measure(folder, side, options, number) for side in options.sides})
             console.print(f"round {number + 1} of {options.rounds}", highlight=False)
     table = Table(title=f"optimizer steps of {options.rows} packed rows, {facts['parameters'] / 1e6:.1f} M parameters")
     for name in ("", "useful tokens/s", "ratio", "peak MiB", "ratio", "padding", "GFLOP/s", "of matmul"):
         table.add_column(name, justify="right" if name else "left")
-    for side, name in SIDES.items():
+    base = options.sides[0]
+    for side in options.sides:
         speed = [r[side]["useful"] / r[side]["seconds"] for r in rounds]
-        faster = [r["torch"]["seconds"] / r[side]["seconds"] for r in rounds]
+        faster = [r[base]["seconds"] / r[side]["seconds"] for r in rounds]
         memory = [r[side]["grown_mib"] for r in rounds]
-        smaller = [r["torch"]["grown_mib"] / r[side]["grown_mib"] for r in rounds]
+        smaller = [r[base]["grown_mib"] / r[side]["grown_mib"] for r in rounds]
         padding = [1 - r[side]["useful"] / r[side]["places"] for r in rounds]
         rate = [6e-9 * facts["parameters"] * r[side]["places"] / r[side]["seconds"] for r in rounds]
         share = [x / r[side]["peak_gflops"] for x, r in zip(rate, rounds, strict=True)]
         columns = spread(speed, 0), spread(faster, 2), spread(memory, 0), spread(smaller, 2)
         of_peak = f"{statistics.median(padding):.0%}", spread(rate, 0), f"{statistics.median(share):.0%}"
-        table.add_row(name, *columns, *of_peak)
+        table.add_row(SIDES[side], *columns, *of_peak)
     console.print(table)
-    cores = len(os.sched_getaffinity(0))
-    line = (
-        f"{datetime.date.today()}, {platform.machine()}, {cores} shared cores; median (range), {options.rounds} rounds"
-    )
-    console.print(line, highlight=False)
-    if options.save:
-        record = {"options": dataclasses.asdict(options), "machine": line, **facts, "rounds": rounds}
-        record["options"] |= {"parallel": len(options.parallel), "tokenizer": pathlib.Path(options.tokenizer).name}
-        pathlib.Path(options.save).write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"median (range) of {options.rounds} rounds")
+    record.save(options.save, "step", options, facts | {"rounds": rounds}, console)
 
 
 if __name__ == "__main__":

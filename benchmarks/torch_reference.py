@@ -17,7 +17,7 @@ from typing import TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PretrainedConfig, get_linear_schedule_with_warmup
 from transformers.activations import ACT2FN
 
 SOURCE, TARGET = 1, 2  # marks in src_tgt_index
@@ -78,14 +78,15 @@ class AlignXTorch(nn.Module):
     """A decoder, as published a Llama, with the losses of stage 1.
 
     Args:
-        folder: Hugging Face folder of the decoder; its `language_matching_classifier` weights, if any, are not read.
+        model: Hugging Face folder of the decoder; its `language_matching_classifier` weights, if any, are not read. Or
+            a configuration, for random weights.
         align_layer: layers run before the hidden state that the contrastive loss aligns.
         attn_implementation: "sdpa" or "eager". They differ where a query is fully masked: the last padding position.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        model: str | os.PathLike | PretrainedConfig,
         align_layer: int,
         *,
         contrastive_weight: float = 0.3,
@@ -95,7 +96,9 @@ class AlignXTorch(nn.Module):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.llm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attn_implementation, dtype=dtype)
+        known = isinstance(model, PretrainedConfig)
+        make = AutoModelForCausalLM.from_config if known else AutoModelForCausalLM.from_pretrained
+        self.llm = make(model, attn_implementation=attn_implementation, dtype=dtype)
         config = self.llm.config
         activation = config.hidden_activation if hasattr(config, "hidden_activation") else config.hidden_act
         self.language_matching_classifier = LanguageMatchingClassifier(config.hidden_size, 128, activation)

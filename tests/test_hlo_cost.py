@@ -210,8 +210,9 @@ def test_the_forms_of_a_tpu():
     assert (gather.kind, gather.operand_bytes, gather.group, gather.times) == ("all-gather", 4 * 16 * 2, 4, trips)
     assert (scatter.kind, scatter.operand_bytes, scatter.group) == ("reduce-scatter", 8 * 16 * 4, 4)
     x, y, own = 8 * 16 * 4, 4 * 16 * 2, 2 * 16 * 4
-    # Gathered weights are in vector memory: no bytes. Product and kernels read and write x; then the counter.
-    assert found.hbm_bytes == trips * (2 * y + 2 * x + (x + own) + 2 * x + 2 * x + 3 * 4) + (trips + 1) * (2 * 4 + 1)
+    # Weights are gathered into vector memory by two fusions, and read once. Product and kernels read and write x; then
+    # the counter.
+    assert found.hbm_bytes == trips * (y + 2 * x + (x + own) + 2 * x + 2 * x + 3 * 4) + (trips + 1) * (2 * 4 + 1)
 
 
 def test_a_loop_that_the_compiler_unrolled_counts_by_its_step():
@@ -279,3 +280,66 @@ def test_sizes_of_arrays():
     text = TPU.replace("f32[8,16]", "s4[8,16]")
     arrays = hlo.Module(text).computations["main"]["in"].arrays
     assert [a.bytes for a in arrays] == [4, 8 * 16 // 2, 4 * 16 * 2] and np.prod(arrays[1].dims) == 128
+
+
+CUDNN = """HloModule attention
+
+ENTRY %main (q: bf16[24,512,32,128], k: bf16[24,512,8,128]) -> bf16[24,32,512,128] {
+  %q = bf16[24,512,32,128]{3,2,1,0} parameter(0)
+  %k = bf16[24,512,8,128]{3,2,1,0} parameter(1)
+  %fmha = (bf16[24,32,512,128]{3,1,2,0}, f32[24,32,512]{2,1,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaScaleBiasSoftmaxNAME", backend_config={"cudnn_fmha_backend_config": {"fmha_scale": 0.088, "intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["24", "32", "512", "512"], "tuple_shapes": []}, "is_flash_attention": true, "mask_type": "MASK"}}
+  ROOT %out = bf16[24,32,512,128]{3,1,2,0} get-tuple-element(%fmha), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("name", "products"), [("", 2), ("Backward", 5)])
+def test_attention_of_cudnn_skips_the_blocks_above_the_diagonal(name, products):
+    def flops(mask: str) -> float:
+        found = hlo_cost.cost(hlo.Module(CUDNN.replace("NAME", name).replace("MASK", mask)))
+        assert found.kernels_without_estimate == 0
+        return found.flops
+
+    product = 2 * 24 * 32 * 512 * 512 * 128
+    assert flops("NO_MASK") == products * product
+    assert flops("CAUSAL") == products * product * 10 / 16, "of 4 x 4 blocks of 128"
+
+
+def test_a_kernel_of_cudnn_that_is_not_known_is_counted_as_such():
+    assert hlo_cost.cost(hlo.Module(CUDNN.replace("fmhaScaleBiasSoftmaxNAME", "norm"))).kernels_without_estimate == 1
+
+
+SPREAD = """HloModule gather
+
+%first (p: f32[2,8], q: f32[8,8], s: s32[2]) -> (f32[8,8], f32[2,8], f32[8,8], s32[2]) {
+  %p = f32[2,8]{1,0} parameter(0)
+  %q = f32[8,8]{1,0} parameter(1)
+  %s = s32[2]{0} parameter(2)
+  %gathered = f32[8,8]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="layer/dot"}
+  %product = f32[8,8]{1,0} dot(%q, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %all = (f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}, s32[2]{0}) tuple(%product, %p, %gathered, %s)
+}
+
+%last (p.1: f32[2,8], s.1: s32[2]) -> f32[8,8] {
+  %p.1 = f32[2,8]{1,0} parameter(0)
+  %s.1 = s32[2]{0} parameter(1)
+  ROOT %gathered.1 = f32[8,8]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="layer/dot"}
+}
+
+ENTRY %main (x: f32[2,8], y: f32[8,8], z: s32[2]) -> f32[8,8] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %y = f32[8,8]{1,0} parameter(1)
+  %z = s32[2]{0} parameter(2)
+  %one = (f32[8,8]{1,0}, f32[2,8]{1,0}, f32[8,8]{1,0}, s32[2]{0}) fusion(%x, %y, %z), kind=kOutput, calls=%first
+  %shard = f32[2,8]{1,0} get-tuple-element(%one), index=1
+  %state = s32[2]{0} get-tuple-element(%one), index=3
+  ROOT %two = f32[8,8]{1,0} fusion(%shard, %state), kind=kCustom, calls=%last
+}
+"""  # noqa: E501
+
+
+def test_a_gather_that_is_spread_over_fusions_moves_its_bytes_once():
+    found = hlo_cost.cost(hlo.Module(SPREAD))
+    (gather,) = found.collectives
+    product = 2 * 8 * 8 * 4  # y in, the product out; it is contracted with itself
+    assert found.hbm_bytes == product + (2 * 8 + 8 * 8) * 4 and gather.sent == 3 * 2 * 8 * 4

@@ -193,7 +193,10 @@ class Program:
 
     def records(self, stage: str) -> list[dict]:
         lines = (self.folder / stage / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+        return [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))}
+            for line in lines
+        ]
 
     def continued(self, stage: str, run: str) -> None:
         """A copy of a stage's folder as it was when its checkpoint of step 2 was the last."""

@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 import run
+from alignx_jax import chips, hlo, hlo_cost, machines, plan, plan_table, sharding
 from alignx_jax import config as configs
-from alignx_jax import hlo, hlo_cost, plan, plan_table, sharding
 from alignx_jax.config import Config, ContrastiveConfig, DataConfig, LanguageMatchingConfig, ObjectiveConfig, UserError
 from alignx_jax.data import packing
 from alignx_jax.models.architecture import DecoderConfig
@@ -43,11 +43,10 @@ DECODER = DecoderConfig(
     initializer_range=0.02,
     max_positions=LENGTH,
 )
-CPU = plan.Machine("cpu", None, None)
-NEXT_TOKEN = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0))
-
-
-BOTH = ObjectiveConfig()
+CPU = machines.Machine("cpu", None, None)
+CHUNK = 32
+BOTH = ObjectiveConfig(chunk=CHUNK)
+NEXT_TOKEN = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0), chunk=CHUNK)
 
 
 def settings(mesh: str = "8x1", objective: ObjectiveConfig = BOTH, **training) -> Config:
@@ -78,7 +77,7 @@ def test_model_flops_are_six_for_each_weight_and_token_and_attention():
     attention = 3 * 2 * (2 * LENGTH**2 * DECODER.head_dim) * DECODER.num_heads * DECODER.num_layers
     padded = dataclasses.replace(DECODER, vocab_size=256)
     for causal, share in ((False, 1), (True, 0.5)):
-        found = plan.model_flops(padded, ROWS, LENGTH, causal=causal)
+        found = chips.model_flops(padded, ROWS, LENGTH, causal=causal)
         assert found == ROWS * LENGTH * 6 * weights + ROWS * attention * share
 
 
@@ -90,7 +89,7 @@ def test_model_flops_of_a_window_are_of_the_tokens_within_it():
             pairs = [n - w / 2 for n, w in zip(pairs, (48, 48, LENGTH), strict=True)]
         attention = 12 * DECODER.head_dim * DECODER.num_heads * 2 * sum(pairs)
         weights = 6 * ROWS * LENGTH * (DECODER.num_layers * layer_weights() + DECODER.vocab_size * DECODER.hidden_size)
-        assert plan.model_flops(config, ROWS, LENGTH, causal=causal) == weights + ROWS * attention
+        assert chips.model_flops(config, ROWS, LENGTH, causal=causal) == weights + ROWS * attention
 
 
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("block", 1)])
@@ -113,7 +112,7 @@ def test_the_step_that_is_planned_runs_as_it_is(compiled):
     example = packing.assemble([], LENGTH, config.data.examples_per_row)
     batch = jax.tree.map(lambda x: np.stack([rng.integers(0, 2, x.shape).astype(x.dtype)] * ROWS), example)
     model = state.build(runs.random_decoder(DECODER), config.objective.language_matching.width, seed=0)
-    now = state.create(state.split(model)[1], optimizer.adamw(config.optimizer, 1), mesh)
+    now = state.create(state.split(model)[1], optimizer.build(config.optimizer, 1), mesh)
     assert sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(now)) == state_bytes
     after, metrics = program(now, jax.tree.map(lambda x: sharding.place_rows(x, mesh), batch))
     assert all(x.is_deleted() for x in jax.tree.leaves(now)), "donated"
@@ -144,6 +143,15 @@ def test_weights_are_gathered_one_layer_at_a_time(compiled):
     in_layers = sum(c.times * c.operand_bytes * c.group for c in gathers if c.times == DECODER.num_layers)
     # Forward and once more backward, in the compute type or, as a CPU has it, in float32.
     assert in_layers in {passes * DECODER.num_layers * layer_weights() * size for passes in (2, 3) for size in (2, 4)}
+
+
+def test_no_logits_of_all_tokens_exist(compiled):
+    """In any type: the vocabulary, or a device's part of it, meets the tokens of one chunk of each row."""
+    _, module, _ = compiled
+    vocabulary = {DECODER.padded_vocab_size, DECODER.padded_vocab_size // 8}
+    of_logits = [dims for dims in whole(module) if len(dims) == 2 and set(dims) & vocabulary]
+    assert (DECODER.padded_vocab_size // 8, ROWS * CHUNK) in of_logits
+    assert max(map(math.prod, of_logits)) <= DECODER.padded_vocab_size * ROWS * CHUNK < LENGTH * ROWS * 256 / 2
 
 
 def test_no_copy_of_the_stacked_weights_is_made(compiled):
@@ -182,18 +190,18 @@ def test_the_program_does_not_grow_with_depth(compiled):
 )
 def test_a_machine_that_cannot_be(topology, mesh, says):
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
-        plan.machine(dataclasses.replace(settings(mesh), topology=topology))
+        machines.find(dataclasses.replace(settings(mesh), topology=topology))
     assert str(error.value).startswith(says)
 
 
 def test_without_libtpu_the_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'libtpu package; install it with: pip install "jax\[tpu\]"$'):
-        plan.machine(dataclasses.replace(settings(), topology="v5e:2x4"))
+        machines.find(dataclasses.replace(settings(), topology="v5e:2x4"))
 
 
 def test_a_mesh_has_to_be_of_all_chips():
-    slice_of_8 = plan.Machine("v5e:2x4", tuple(jax.devices()), None)
+    slice_of_8 = machines.Machine("v5e:2x4", tuple(jax.devices()), None)
     with pytest.raises(UserError, match=r"--mesh=4x1 is a mesh of 4 chips, but --topology=v5e:2x4 has 8; .* 8x1"):
         slice_of_8.mesh("4x1")
     assert slice_of_8.mesh("4x2").shape == {"data": 4, "model": 2}
@@ -203,7 +211,7 @@ def a_plan(config: Config, fits: bool, seconds: float = 1.0) -> plan.Plan:
     refusal = None if fits else "RESOURCE_EXHAUSTED"
     training = config.training
     chosen = {"mesh": config.mesh, "accumulation": training.accumulation, "remat": training.remat}
-    chosen |= {"moment_dtype": config.optimizer.moment_dtype}
+    chosen |= {"optimizer": config.optimizer.kind, "moment_dtype": config.optimizer.moment_dtype}
     return plan.Plan(chosen, fits, refusal, 0.0, 1.0, model_flops=1.0, seconds={"arithmetic": seconds}, mfu=0.5)
 
 
@@ -274,16 +282,29 @@ def v5e(monkeypatch):
         pytest.skip('needs libtpu: pip install "jax[tpu]"')
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
         monkeypatch.setenv(name, "")  # put back what was there
-    return plan.machine(dataclasses.replace(settings(), topology="v5e:2x4"))
+    return machines.find(dataclasses.replace(settings(), topology="v5e:2x4"))
+
+
+def stack_in_bfloat16(shape: str, shards: set[tuple[int, ...]]) -> bool:
+    found = re.findall(r"bf16\[([\d,]+)\]", shape)
+    return any(tuple(map(int, dims.split(","))) in shards for dims in found)
 
 
 def test_a_slice_that_does_not_exist(v5e):
     with pytest.raises(UserError, match=r"^--topology=v5e:3x3: libtpu knows no such slice \(.*\); give one"):
-        plan.machine(dataclasses.replace(settings("9x1"), topology="v5e:3x3"))
+        machines.find(dataclasses.replace(settings("9x1"), topology="v5e:3x3"))
 
 
-def test_a_step_for_a_v5e(v5e, compiled):
+def test_a_step_for_a_v5e(v5e, compiled, monkeypatch):
+    made, compile_step = [], plan.compile_step
+    monkeypatch.setattr(plan, "compile_step", lambda *args: made.append(compile_step(*args)) or made[0])
     found = plan.measure(settings(), DECODER, v5e)
+    module = hlo.Module(made[0][0].as_text())
+    _, params = runs.abstract_decoder(DECODER)
+    places = sharding.parameter_shardings(params, v5e.mesh("8x1"))["layers"]
+    shards = {places[k].shard_shape(x.shape) for k, x in params["layers"].items() if x.ndim > 2}
+    casts = [i.name for i in module.computations[module.entry].values() if stack_in_bfloat16(i.shape, shards)]
+    assert not casts, "stacks are cast layer by layer, and no copy of one is kept"
     assert found.fits and 0 < found.total_bytes < found.capacity
     assert found.aliased_bytes >= found.state_bytes, "updated in place; a TPU pads arrays to its tiles"
     # Splash attention's backward kernel forms the logits once more than the written-out form, which shares them.
@@ -292,6 +313,21 @@ def test_a_step_for_a_v5e(v5e, compiled):
     assert found.bound and found.step_seconds == max(found.seconds.values()) and 0 < found.mfu < 1
     assert set(found.sent_bytes) >= {"all-gather", "all-to-all"}
     assert plan_table.of_one(found, v5e).row_count > 10
+
+
+def test_a_step_for_an_h100():
+    if not machines.cuda_plugin():
+        pytest.skip('needs XLA\'s compiler for GPUs: pip install "jax[cuda13]"; no GPU is needed')
+    config = dataclasses.replace(settings("2x1"), topology="h100:2")
+    found = plan.measure(config, DECODER, machines.find(config))
+    assert found.fits and found.aliased_bytes == found.state_bytes and not found.caveats
+    assert found.bound and set(found.sent_bytes) & {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def test_without_the_cuda_plugin_a_gpu_is_estimated_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(machines, "cuda_plugin", lambda: False)
+    on = machines.find(dataclasses.replace(settings("2x1"), topology="h100:2"))
+    assert on.devices is None and on.platform == "cpu" and on.capacity(2) == 80e9
 
 
 def test_a_step_too_large_for_a_v5e_is_refused_with_the_compilers_figures(v5e):

@@ -12,6 +12,7 @@ import hashlib
 import math
 import pathlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -69,6 +70,7 @@ class Split:
         self._lock = threading.Lock()
         self._ends: list[int] = []  # rows up to the end of each epoch
         self._examples_of_row: list[np.ndarray] = []  # of each epoch, [rows]
+        self._busy, self._made = 0.0, 0  # seconds of a core, and tokens of the rows made in them
         self.rows_per_step = config.training.rows
         self.num_examples = len(self._lengths)
         if not sum(round(len(part) * part.weight) for part in parts):
@@ -129,8 +131,18 @@ class Split:
 
     def row(self, row: int) -> Batch:
         """Row `row` of all, without a leading axis; empty beyond the last."""
+        start = time.thread_time()
         examples = [self._packed(example) for example in self._examples(row)]
-        return packing.assemble(examples, self._config.row_length, self._config.examples_per_row)
+        made = packing.assemble(examples, self._config.row_length, self._config.examples_per_row)
+        with self._lock:
+            self._busy += time.thread_time() - start
+            self._made += sum(len(example.tokens) for example in examples)
+        return made
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that one core of this host puts into rows a second, by the rows made so far; 0 before the first."""
+        return self._made / self._busy if self._busy else 0.0
 
     def _count_rows(self, epochs: float, wanted: int | None) -> int:
         """Plans as many epochs as are needed; keeps only the sizes of their rows."""

@@ -94,6 +94,22 @@ def _product_backward(equation: str, inputs: tuple[jax.Array, jax.Array], of_y: 
 _product.defvjp(_product_forward, _product_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """One layer's weights with the precision of `dtype` in their own type, as the cast that follows leaves them.
+
+    A compiler for TPU that sees a stack used in bfloat16 alone casts all of it before the loop, and keeps the copy; it
+    does not look through this (docs/decisions.md).
+    """
+    info = jnp.finfo(dtype)
+    if info.bits >= jnp.finfo(weight.dtype).bits:
+        return weight
+    return jax.lax.reduce_precision(weight, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+
+
+_rounded.defvjp(lambda weight, dtype: (_rounded(weight, dtype), None), lambda dtype, _, of_weight: (of_weight,))
+
+
 def _normal(config: DecoderConfig, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return config.initializer_range * jax.random.normal(rngs.params(), shape, dtype)
 
@@ -282,6 +298,7 @@ class Decoder(nnx.Module):
 
         def block(x_RxTxD: jax.Array, layer: nnx.State, kind: jax.Array | None) -> jax.Array:
             x_RxTxD = checkpoint_name(x_RxTxD, _BLOCK_INPUT)
+            layer = jax.tree.map(lambda x: _rounded(x, compute_dtype) if x.ndim > 1 else x, layer)  # norms stay
             turns = of_kind(rotations, kind)
             return nnx.merge(graph, layer)(x_RxTxD, turns, lambda q, k, v: (mix(q, k, v, kind), None))[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import time
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +17,7 @@ from alignx_jax.data import pipeline
 from alignx_jax.models import attention
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import durable, optimizer, runs, state, stopping
+from alignx_jax.training import compiling, durable, optimizer, profiling, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
@@ -26,7 +27,8 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
 
     Raises:
       UserError: the mesh does not divide the model or the batch, a layer is not in the model, negatives are asked of
-        micro-batches that a step does not have, or the kernel that is asked for cannot compute attention there.
+        micro-batches that a step does not have, the kernel that is asked for cannot compute attention there, or
+        the steps to trace are none.
     """
     if config.objective.negatives == "step" and config.training.accumulation == 1 and config.stage != "2":
         raise UserError(
@@ -37,6 +39,7 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     align_layer(config, source.decoder_config())
     matching_layer(config, source.decoder_config())
     attention_kernel(config, source.decoder_config(), mesh)
+    profiling.steps(config.profile, None)
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
@@ -107,7 +110,7 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
 
 def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh, last: int) -> Step:
     """The step that trains, of a run of `last` steps. What is compiled ahead of time is this same function."""
-    tx = optimizer.adamw(config.optimizer, last)
+    tx = optimizer.build(config.optimizer, last)
     graph, shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder))))
     like = state.abstract(shapes, tx, mesh)
     train_step = steps.compiled_for(
@@ -122,7 +125,7 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
     def begin(decoder: Decoder) -> state.TrainState:
         return state.create(state.split(_build(config, plan, decoder))[1], tx, mesh)
 
-    return Step(graph, plan, like, train_step, begin)
+    return Step(decoder, graph, plan, like, train_step, begin)
 
 
 def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX:
@@ -148,6 +151,7 @@ def train(
       StorageError: something could not be written, or no checkpoint can be read.
       Interrupted: `stop` was requested; the state is saved.
     """
+    begun = time.monotonic()
     check(config, source, mesh)
     if config.objective.contrastive.layer == "auto":
         raise ValueError("the layer to align has to be a number here")
@@ -165,17 +169,19 @@ def train(
             f"and each step runs the layers forward once more (at most a {share} more computation)",
             soft_wrap=True,
         )
+    profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}
-    loaded = []
+    step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
+    loaded, compiled = [], None
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
         runs.check_model(folder, source)
     else:
+        compiled = compiling.beside(config, step.train_step, step.like, mesh)
         loaded = [source.load(mesh)]  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
     runs.check_shared(folder)
     hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
-    step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
-    stage = Stage(config, folder, step, data, mesh, console, stop)
+    stage = Stage(config, folder, step, data, mesh, console, stop, begun, compiled)
     # Nothing keeps the decoder: its arrays are donated to the first step.
     return stage.train(title, lambda: loaded.pop() if loaded else source.load(mesh))

@@ -1,4 +1,4 @@
-"""AdamW with the published schedule; clipping with the published coefficient."""
+"""AdamW, or Adafactor where memory is short, with the published schedule; clipping with the published coefficient."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alignx_jax import sharding
 from alignx_jax.config import OptimizerConfig
 
 
@@ -23,8 +24,13 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return rate
 
 
+def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates, for all parameters, norms and biases included."""
+    return adafactor(config, steps) if config.kind == "adafactor" else adamw(config, steps)
+
+
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW on all parameters, norms and biases included, as published."""
+    """AdamW as published."""
     tx = optax.adamw(
         schedule(config, steps),
         b1=config.beta1,
@@ -49,6 +55,38 @@ def _first_moment_in(dtype: jnp.dtype, tx: optax.GradientTransformation) -> opta
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
+
+
+def adafactor(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) with AdamW's learning rates: no first moment, a mean square a row and a column.
+
+    An update is the gradient over its factored root mean square, at most 1 in the mean over a matrix: as large as one
+    of AdamW. The rate is absolute, not relative to the weights, and weight decay is multiplied by it; `optax.adafactor`
+    has no such form. Each layer of a stack is a matrix of its own.
+    """
+    return optax.chain(
+        _of_each_layer(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )
+
+
+def _of_each_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` of stacked parameters [L,...] as if each layer's were separate leaves; the layers share its counts."""
+
+    def axes(tree):
+        """0 for what belongs to stacked parameters, None for what has no layers."""
+        return jax.tree_util.tree_map_with_path(lambda path, _: 0 if sharding.is_stacked(path) else None, tree)
+
+    def init(params):
+        shapes = jax.eval_shape(tx.init, params)
+        return jax.vmap(tx.init, in_axes=(axes(params),), out_axes=axes(shapes))(params)
+
+    def update(gradients, state, params=None):
+        of_both = axes(gradients), axes(state)
+        return jax.vmap(tx.update, in_axes=(*of_both, axes(params)), out_axes=of_both)(gradients, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def keep_unless(good: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 SHORT = {"loss": "loss", "next_token": "next-token", "contrastive": "contrastive", "language_matching": "matching"}
+Batch = TypeVar("Batch")
 _LINES = 20  # a run prints about this many lines where there is no terminal
 
 
@@ -23,10 +26,15 @@ def duration(seconds: float) -> str:
 
 
 class StageProgress:
-    """Progress of one stage's steps, from `first` to `last`."""
+    """Progress of one stage's steps, from `first` to `last`.
 
-    def __init__(self, console: Console, title: str, first: int, last: int):
+    Args:
+      best_seconds: what a step's model FLOPs take at the devices' peak, for the MFU; None where that is not known.
+    """
+
+    def __init__(self, console: Console, title: str, first: int, last: int, best_seconds: float | None = None):
         self._console, self._title, self._first, self._last = console, title, first, last
+        self._best_seconds, self._waited = best_seconds, 0.0
         self._every = max(1, (last - first) // _LINES)
         self._tokens, self._start = 0.0, time.monotonic()
         self._bar = Progress(
@@ -51,19 +59,35 @@ class StageProgress:
 
     def restart_clock(self, step: int) -> None:
         """Called after the first step, so that compilation does not count as training time."""
-        self._first, self._tokens, self._start = step, 0.0, time.monotonic()
+        self._first, self._tokens, self._waited, self._start = step, 0.0, 0.0, time.monotonic()
 
-    def step(self, step: int, metrics: dict[str, float]) -> float:
-        """Shows a finished step; returns tokens a second since the clock started."""
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """`batches`; measures how long a step waits for its own."""
+        batches = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Shows a finished step. Returns, since the clock started: label tokens a second, the share of the time that
+        steps waited for their batches, and the MFU (docs/plan.md) where the devices' peak is known."""
         self._tokens += 0.0 if metrics.get("skipped") else metrics["tokens"]
         elapsed = max(time.monotonic() - self._start, 1e-9)
         speed = self._tokens / elapsed
+        rates = {"tokens_per_second": speed, "input_wait": min(self._waited / elapsed, 1.0)}
         text = f"{losses(metrics)}  {speed:,.0f} tokens/s"
+        if self._best_seconds and step > self._first:
+            rates["mfu"] = self._best_seconds * (step - self._first) / elapsed
+            text += f"  MFU {rates['mfu']:.1%}"
         self._bar.update(self._task, completed=step, text=text)
         if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
             left = elapsed / max(step - self._first, 1) * (self._last - step)
             self.note(f"{self._title} {step}/{self._last}  {text}  {duration(left)} left")
-        return speed
+        return rates
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

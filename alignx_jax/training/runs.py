@@ -42,6 +42,7 @@ _FREE = (
     "mesh",
     "topology",
     "compare",
+    "profile",
     "evaluation.",
     "export.",
     "plan.",

@@ -9,6 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import NoReturn
 
 import jax
@@ -22,8 +23,9 @@ from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline
 from alignx_jax.exits import Diverged, Interrupted, StorageError
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import metrics, nonfinite, progress, state, stopping, watch
+from alignx_jax.training import compiling, metrics, nonfinite, profiling, progress, state, stopping, watch
 from alignx_jax.training import step as steps
 from alignx_jax.training.checkpoints import Checkpoints, reason
 
@@ -32,6 +34,7 @@ from alignx_jax.training.checkpoints import Checkpoints, reason
 class Step:
     """What one stage compiles; shapes only, no weights."""
 
+    decoder: DecoderConfig
     graph: nnx.GraphDef
     recipe: steps.Recipe
     like: state.TrainState
@@ -66,10 +69,18 @@ class Stage:
         mesh: Mesh,
         console: Console,
         stop: stopping.Stop,
+        begun: float,
+        compiled: Future[jax.stages.Compiled] | None,
     ):
+        """
+        Args:
+          begun: by `time.monotonic`, when the stage had its data.
+          compiled: the step, where it is being compiled already.
+        """
         self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
         self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
-        self.last = data.train.steps
+        self.last, self.begun, self.compiled = data.train.steps, begun, compiled
+        self.profiler = profiling.Profiler(profiling.steps(config.profile, self.last), folder / "profile")
         self.all_finite = jax.jit(steps.all_finite)
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
@@ -109,6 +120,8 @@ class Stage:
             self.log = metrics.MetricsLog(self.folder, self.first)
         if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
+        if self.compiled is None and self.first < self.last:
+            self.compiled = compiling.beside(self.config, self.step.train_step, self.step.like, self.mesh)
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
         elif self.first:
@@ -152,15 +165,19 @@ class Stage:
     def run(self, title: str) -> None:
         """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
         waiting: tuple[int, dict[str, jax.Array]] | None = None
+        at_best = compiling.at_best(self.config, self.step.decoder, self.mesh)
         with (
             contextlib.ExitStack() as to_finish,
-            progress.StageProgress(self.console, title, self.first, self.last) as bar,
+            progress.StageProgress(self.console, title, self.first, self.last, at_best) as bar,
         ):
-            self.bar, begin = bar, time.monotonic()
-            for step, batch in self.batches(self.data.train, self.first, "waiting for the data of step"):
+            self.bar, asked = bar, time.monotonic()
+            self.watch.doing("compiling the step")
+            train_step = self.compiled.result() if self.first < self.last else None
+            waited = time.monotonic() - asked
+            for step, batch in bar.watch(self.batches(self.data.train, self.first, "waiting for the data of step")):
                 first = step == self.first + 1
-                self.watch.doing(f"compiling step {step}" if first else f"waiting for the device at step {step}")
-                self.state, values = self.step.train_step(self.state, batch)
+                self.watch.doing(f"waiting for the device at step {step}")
+                self.state, values = self.profiler.run(step, functools.partial(train_step, self.state, batch))
                 if waiting:
                     self.report(*waiting)
                 waiting = step, values
@@ -168,7 +185,8 @@ class Stage:
                     to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
                     self.report(*waiting)
                     waiting = None
-                    bar.note(f"first step after {time.monotonic() - begin:.0f} s of compilation")
+                    passed = time.monotonic() - self.begun
+                    bar.note(f"first step {passed:.0f} s after the data, {waited:.0f} s of them for the compiler")
                     bar.restart_clock(step)
                 self.checkpoints.poll()
                 stopped = self.stop.reached(step)
@@ -215,7 +233,7 @@ class Stage:
             self.bar.note(f"step {step}: {_not_finite(values)} not finite; update left out ({self.skipped} so far)")
         else:
             self._check(step, values)
-        values["tokens_per_second"] = self.bar.step(step, values)
+        values |= self.bar.step(step, values) | {"host_tokens_per_second": self.data.train.tokens_per_second}
         self.write("train", step, values)
 
     def _check(self, step: int, values: dict[str, float]) -> None:
@@ -251,6 +269,7 @@ class Stage:
 
     def close(self) -> None:
         """Ends what is being written; its errors are raised."""
+        self.profiler.close()
         try:
             self.checkpoints.wait()
         finally:

@@ -81,9 +81,7 @@ def abstract(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> Tr
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
         params=jax.tree.map(like, params, specs),
-        optimizer=optax.tree_utils.tree_map_params(
-            tx, like, moments, specs, transform_non_params=lambda x: like(x, everywhere)
-        ),
+        optimizer=jax.tree.map(like, moments, sharding.moment_shardings(moments, params, mesh)),
     )
 
 

@@ -259,7 +259,7 @@ def train_step(
     """
     grads, metrics = gradients(state.params, batch, graph, recipe)
     norm = optax.tree.norm(grads)
-    tx = optimizer.adamw(config, steps)
+    tx = optimizer.build(config, steps)
     updates, moments = tx.update(optimizer.clip(grads, norm, config.clip_norm), state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = jnp.asarray(optimizer.schedule(config, steps)(state.step))

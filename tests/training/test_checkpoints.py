@@ -39,7 +39,7 @@ CONFIG = decoder_config(
 def fresh(spec: str, seed: int = 0):
     mesh = sharding.make_mesh(spec)
     model = state.build(Decoder(CONFIG, rngs=nnx.Rngs(seed)), 8, seed=seed)
-    return state.create(state.split(model)[1], optimizer.adamw(OptimizerConfig(), 10), mesh)
+    return state.create(state.split(model)[1], optimizer.build(OptimizerConfig(), 10), mesh)
 
 
 def numbered(like, step: int):

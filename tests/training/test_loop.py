@@ -98,7 +98,9 @@ def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
 def records(folder: pathlib.Path) -> list[dict]:
     """The metrics but for times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))} for line in lines
+    ]
 
 
 @pytest.mark.slow
@@ -137,12 +139,15 @@ def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
     answers = cache / "answers.json"
     answers.write_text(json.dumps([{"instruction": f"Say {n}.", "output": f"I say {n} times."} for n in range(60)]))
     run = tmp_path / "run"
-    out = finish(command(run))
+    out = finish(command(run, profile="3-4"))
+    assert list(run.glob("stage1/profile/plugins/profile/*/*.xplane.pb")) and "first step" in out
     assert "next-token" in out and "contrastive" in out and "tokens/s" in out and str(run / "stage1") in out
-    finish(command(run, stage=2, data__instructions=answers, model="None"))
+    finish(command(run, stage=2, data__instructions=answers, model="None", optimizer__kind="adafactor"))
     for stage in ("stage1", "stage2"):
         folder = run / stage
         steps = [r["step"] for r in metrics.read(folder, "train")]
+        rates = metrics.read(folder, "train")[-1]
+        assert 0 <= rates["input_wait"] <= 1 and rates["host_tokens_per_second"] > 0 and "mfu" not in rates, "on a CPU"
         assert steps == list(range(1, 25)), "no gap, no step twice"
         assert [r["step"] for r in metrics.read(folder, "validation")] == [0, 8, 16, 24]
         assert list((folder / "tensorboard").glob("events.*"))

@@ -1,5 +1,6 @@
 """What the loop does when it is stopped, continued elsewhere, fed with NaN, kept waiting, or cannot write."""
 
+import concurrent.futures
 import dataclasses
 import io
 import itertools
@@ -22,7 +23,7 @@ from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import checkpoints, durable, loop, metrics, runs
+from alignx_jax.training import checkpoints, compiling, durable, loop, metrics, runs
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -155,7 +156,9 @@ def arrays(folder: pathlib.Path, step: int, part: str | None = None) -> list[np.
 
 def records(folder: pathlib.Path) -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))} for line in lines
+    ]
 
 
 def test_a_run_asked_to_stop_saves_and_ends_bit_for_bit_where_it_would_have(train, tmp_path, undisturbed):
@@ -242,22 +245,30 @@ def test_what_is_not_finite_is_left_out_if_asked_for(train, tmp_path):
     )
 
 
+def instead(monkeypatch, of):
+    """The stage takes `of(compiled step)` for its step."""
+    beside = compiling.beside
+
+    def compiled(*args):
+        other = concurrent.futures.Future()
+        other.set_result(of(beside(*args).result()))
+        return other
+
+    monkeypatch.setattr(compiling, "beside", compiled)
+
+
 def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path, monkeypatch):
-    build = loop.build_step
-
-    def spoiling(*args):
-        step = build(*args)
-
+    def spoiling(step):
         def train_step(state, batch):
-            state, values = step.train_step(state, batch)
+            state, values = step(state, batch)
             norm = state.params["decoder"]["norm"]
             nan = jax.device_put(norm.at[3].set(np.nan), norm.sharding)
             params = {**state.params, "decoder": {**state.params["decoder"], "norm": nan}}
             return (dataclasses.replace(state, params=params) if state.step == 2 else state), values
 
-        return dataclasses.replace(step, train_step=train_step)
+        return train_step
 
-    monkeypatch.setattr(loop, "build_step", spoiling)
+    instead(monkeypatch, spoiling)
     with pytest.raises(exits.Diverged, match="step 2: the state after it is not finite"):
         train(tmp_path)
     assert saved(tmp_path / "stage1") == []
@@ -265,22 +276,20 @@ def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["data", "device"])
 def test_a_stall_is_told(train, tmp_path, monkeypatch, where):
-    build, data = loop.build_step, None
+    data = None
 
     def slow_call(value):
         time.sleep(1.5)
         return value
 
-    def slow(*args):
-        step, count = build(*args), itertools.count(1)
-        return dataclasses.replace(
-            step, train_step=lambda *given: (slow_call if next(count) == 3 else lambda x: x)(step.train_step(*given))
-        )
+    def slow(step):
+        count = itertools.count(1)
+        return lambda *given: (slow_call if next(count) == 3 else lambda x: x)(step(*given))
 
     if where == "data":
         data = train.spoilt(3, slow_call)
     else:
-        monkeypatch.setattr(loop, "build_step", slow)
+        instead(monkeypatch, slow)
     train(tmp_path, data=data, stall_seconds=1.0)
     said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 for", train.out.getvalue())
     assert said == [f"waiting for the {where}"]

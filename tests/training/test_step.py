@@ -86,7 +86,7 @@ def test_published_optimizer_steps(shared, mesh, dtype, run):
     }[run]
     m = model(folder / "model", mesh, dtype)
     plan = recipe(m.align_layer, 4, dtype, accumulation=2, group_pairs=4)
-    tx = optimizer.adamw(settings, steps)
+    tx = optimizer.build(settings, steps)
     now = state.TrainState(step=jnp.zeros((), jnp.int32), params=m.params, optimizer=tx.init(m.params))
     update = jax.jit(functools.partial(step.train_step, graph=m.graph, recipe=plan, config=settings, steps=steps))
     for k in range(5):
@@ -162,7 +162,7 @@ def three_steps(folder, spec: str, rows, **changes):
         changes = {"group_pairs": 24 // groups, "groups": groups, "accumulation": accumulation} | changes
         plan = recipe(2, 4, jnp.float64, **changes)
         settings = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
-        now = state.create(m.params, optimizer.adamw(settings, 10), mesh)
+        now = state.create(m.params, optimizer.build(settings, 10), mesh)
         update = step.compiled_for(now, graph=m.graph, recipe=plan, config=settings, steps=10)
         for _ in range(3):
             placed = jax.tree.map(lambda x: sharding.place_rows(np.asarray(x), mesh), rows)

@@ -1,0 +1,40 @@
+"""The step on its way to the devices: lowered for batches of the configured shape, compiled beside other work."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+from jax.sharding import Mesh
+
+from alignx_jax import chips, sharding
+from alignx_jax.config import Config
+from alignx_jax.data import packing
+from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.training.state import TrainState
+
+
+def lower(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh: Mesh) -> jax.stages.Lowered:
+    """`train_step` for a state such as `like` and batches of `config`, ready to be compiled; nothing is placed."""
+    row = packing.assemble([], config.data.row_length, config.data.examples_per_row)
+    batch = jax.tree.map(lambda x: sharding.rows_like(x, config.training.rows, mesh), row)
+    with jax.set_mesh(mesh):
+        return train_step.lower(like, batch)
+
+
+def beside(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh: Mesh) -> Future[jax.stages.Compiled]:
+    """Lowers the step, and compiles it in a thread of its own while this one reads weights and validates them."""
+    threads = ThreadPoolExecutor(1, "compile")
+    compiled = threads.submit(lower(config, train_step, like, mesh).compile)
+    threads.shutdown(wait=False)
+    return compiled
+
+
+def at_best(config: Config, decoder: DecoderConfig, mesh: Mesh) -> float | None:
+    """Seconds that the model FLOPs of a step (causal) take at the bfloat16 peak of all devices; None where the peak is
+    not known, or the step computes in another type."""
+    chip = chips.of_device(mesh.devices.flat[0].device_kind)
+    if chip is None or config.training.compute_dtype != "bfloat16":
+        return None
+    flops = chips.model_flops(decoder, config.training.rows, config.data.row_length, causal=True)
+    return flops / (chip.flops * mesh.size)

@@ -1,0 +1,61 @@
+"""Traces of training steps with JAX's profiler, for TensorBoard (XProf) or Perfetto."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from alignx_jax.config import UserError
+
+Result = TypeVar("Result")
+
+
+def steps(asked: str | None, last: int | None) -> range:
+    """The steps of `--profile`, counted from 1; none if it is unset.
+
+    Args:
+      last: of the run; None: not known yet.
+
+    Raises:
+      UserError: no steps, or steps that are not in the run.
+    """
+    if asked is None:
+        return range(0)
+    given = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", asked, flags=re.ASCII)
+    found = range(int(given[1]), int(given[2] or given[1]) + 1) if given else range(0)
+    if not found:
+        raise UserError(f"--profile={asked}: no steps; give a step, counted from 1, or a range such as 10-12")
+    if last is not None and found[-1] > last:
+        raise UserError(f"--profile={asked}: the run has steps 1 to {last}; give one of them, or a range of them")
+    return found
+
+
+class Profiler:
+    """Traces some steps of a run into `folder`."""
+
+    def __init__(self, steps: range, folder: pathlib.Path):
+        self._steps, self._folder, self._tracing = steps, folder, False
+
+    def run(self, step: int, update: Callable[[], Result]) -> Result:
+        """`update()`, traced if `step` is one of the steps; the last is waited for, so that the trace has all of it."""
+        if step not in self._steps:
+            return update()
+        if not self._tracing:
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            result = update()
+        if step == self._steps[-1]:
+            jax.block_until_ready(result)
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """Writes the trace of a run that ends amid the steps."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

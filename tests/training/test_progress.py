@@ -1,0 +1,47 @@
+"""The rates that are shown and logged: over the time since the clock started, and only what is known."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from alignx_jax.training import progress
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def slow(self, seconds: float, values):
+        for value in values:
+            self.now += seconds
+            yield value
+
+
+def run(monkeypatch, best_seconds: float | None) -> tuple[list[dict[str, float]], str]:
+    """Five steps of 2 s, each of which waits 0.5 s for its batch; the clock restarts after the first."""
+    clock, file = Clock(monkeypatch), io.StringIO()
+    bar = progress.StageProgress(Console(file=file), "stage", 0, 5, best_seconds)
+    rates = []
+    for step, _ in enumerate(bar.watch(clock.slow(0.5, range(5))), start=1):
+        clock.now += 1.5
+        rates.append(bar.step(step, {"tokens": 1000.0}))
+        if step == 1:
+            bar.restart_clock(1)
+    return rates, file.getvalue()
+
+
+def test_tokens_a_second_and_the_share_of_waiting(monkeypatch):
+    (first, *rest), shown = run(monkeypatch, None)
+    assert first == {"tokens_per_second": 500.0, "input_wait": 0.25}
+    for one in rest:
+        assert one == {"tokens_per_second": pytest.approx(500.0), "input_wait": pytest.approx(0.25)}
+    assert "500 tokens/s" in shown and "MFU" not in shown
+
+
+def test_mfu_is_the_time_at_the_peak_over_the_time_it_took(monkeypatch):
+    (_, *rest), shown = run(monkeypatch, 0.9)
+    assert [one["mfu"] for one in rest] == [pytest.approx(0.9 / 2)] * 4
+    assert "MFU 45.0%" in shown
