@@ -60,6 +60,7 @@ CASES = {
     "8B, one H100, 2048": Case("h100:1", "1x1", 2048, 6, optimizer="adafactor"),
     "8B, eight H100": Case("h100:8", "8x1", 512, 24),
     "70B, v5p-128, 2048": Case("v5p:4x4x8", "128x1", 2048, 128, model="llama3_70b"),
+    "70B, v5p-128, 32x4": Case("v5p:4x4x8", "32x4", 2048, 128, model="llama3_70b"),
     "8B, v5p-8": Case("v5p:2x2x2", "8x1", 512, 8),
     "8B, v5p-256": Case("v5p:4x8x8", "32x8x1", 512, 256),
     "8B, v5p-1024": Case("v5p:8x8x16", "128x8x1", 512, 1024),

@@ -24,7 +24,8 @@ def _moments(rng: random.Random, kills: int, cache, stage: Stage, corpus: str) -
         return lambda running: running.lines >= lines
 
     def building(what: str):
-        return lambda running: any((cache / what).glob("*.partial"))
+        """Or just built: on a busy machine nobody may have looked while it was."""
+        return lambda running: any(path.is_dir() for path in (cache / what).glob("*"))
 
     def saving(least: int):
         return lambda running: stage.saving and running.step >= least
@@ -40,7 +41,7 @@ def _moments(rng: random.Random, kills: int, cache, stage: Stage, corpus: str) -
         ("building data", building("encoded"), rng.uniform(0, 0.02)),
         ("start-up", printed(rng.randrange(1, 5)), rng.uniform(0, 0.2)),
         ("start-up", printed(6), rng.uniform(0, 1)),
-        ("first save", lambda running: running.step and stage.saving and not stage.saved, rng.uniform(0, 0.1)),
+        ("first save", lambda running: running.step and (stage.saving or stage.saved), rng.uniform(0, 0.1)),
         *(
             ("inside a save", saving(least), rng.uniform(0, 0.2))
             if save
