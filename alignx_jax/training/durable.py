@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import pathlib
 
+from alignx_jax import storage
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Replaces `path` by `text`, on disk when this returns."""
+
+def write(path: storage.Path, content: str | bytes) -> None:
+    """Replaces `path` by `content`, on disk, or in remote storage, when this returns."""
+    content = content.encode() if isinstance(content, str) else content
+    if storage.is_remote(path):
+        path.write_bytes(content)
+        return
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with fresh.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

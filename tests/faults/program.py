@@ -168,7 +168,7 @@ class Stage:
         """Names, and whether each is whole."""
         with contextlib.suppress(FileNotFoundError):
             names = (self.folder / "checkpoints").iterdir()
-            folders = [path for path in names if path.is_dir() and path.suffix != ".damaged"]  # set aside
+            folders = [path for path in names if path.is_dir() and not (path / "damaged.txt").exists()]
             return [(path.name, path.name.isdigit() and (path / "checksums.json").exists()) for path in folders]
         return []
 
