@@ -122,7 +122,8 @@ class Bucket:
 
 
 def records(content: bytes) -> list[dict]:
-    return [{k: v for k, v in json.loads(x).items() if k != "tokens_per_second"} for x in content.splitlines()]
+    lines = content.splitlines()
+    return [{k: v for k, v in json.loads(x).items() if not k.endswith(("per_second", "input_wait"))} for x in lines]
 
 
 @pytest.fixture(scope="module")
