@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from alignx_jax import card, exits, hosts, machines, plan_table, sharding, xla_flags
+from alignx_jax import card, exits, hosts, machines, plan_table, sharding, storage, xla_flags
 from alignx_jax import config as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
@@ -35,6 +35,7 @@ from alignx_jax.training import durable, loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
+_REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
 _CHOOSING_PAIRS = 500  # held-out pairs that `--objective.contrastive.layer=auto` is chosen by
 
 
@@ -71,8 +72,8 @@ class Session:
     """Of the command line."""
 
     @property
-    def run(self) -> pathlib.Path:
-        return pathlib.Path(self.config.run).expanduser()
+    def run(self) -> storage.Path:
+        return storage.path(self.config.run)
 
     @property
     def command(self) -> str:
@@ -82,7 +83,7 @@ class Session:
         """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
         found = runs.find(path)
         hosts.agree({f"the model {path}": found.fingerprint()})
-        name = pathlib.Path(path).absolute().name
+        name = storage.absolute(storage.path(path)).name
         return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
     def line(self, what: str, text: str) -> None:
@@ -205,7 +206,7 @@ def agree(config: Config) -> None:
     hosts.agree({"the version of jax": jax.__version__, "the version of flax": flax.__version__} | settings)
 
 
-def with_layer(session: Session, config: Config, folder: pathlib.Path, source: runs.Source, data) -> Config:
+def with_layer(session: Session, config: Config, folder: storage.Path, source: runs.Source, data) -> Config:
     """`config` with a number for `--objective.contrastive.layer=auto`, and on screen what it was chosen by."""
     contrastive = config.objective.contrastive
     if contrastive.layer != "auto":
@@ -269,7 +270,7 @@ def evaluate(session: Session, models: list[str]) -> None:
 
     def write() -> None:
         session.console.print(report.terminal_table(results))
-        session.run.mkdir(parents=True, exist_ok=True)
+        storage.make(session.run)
         path = session.run / "evaluation.json"
         durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         page = report.write(results, session.run)
@@ -302,7 +303,7 @@ def export(session: Session) -> None:
             raise UserError(f"{session.run} has no stage to export; run one, or give --model")
         path = there[0]
     source = session.source(path)
-    folder = pathlib.Path(options.to).expanduser() if options.to else session.run / "export"
+    folder = storage.path(options.to) if options.to else session.run / "export"
     session.console.rule("export", align="left")
     session.show_source(source)
     source.export(source.load(session.mesh), folder, options.dtype, options.shard_gb * 1e9)
@@ -333,7 +334,7 @@ def plan(session: Session, on: machines.Machine) -> None:
         best = planning.fastest(plans)
         text = f"of {len(plans)} compiled: {planning.flags(best.settings)}" if best else "none of these fits"
         session.line("fastest", text)
-    session.run.mkdir(parents=True, exist_ok=True)
+    storage.make(session.run)
     path = session.run / "plan.json"
     results = {"command": session.command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
     durable.write(path, json.dumps(results, indent=1) + "\n")
@@ -355,7 +356,7 @@ def everything(session: Session) -> None:
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
     train(dataclasses.replace(session, config=config), "2", "stage2", str(session.run / "stage1"))
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
-    if not hosts.share("exported", (session.run / "export").exists()):  # a restart may find it done
+    if not hosts.share("exported", (session.run / "export" / "config.json").exists()):  # a restart may find it done
         export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
 
 
@@ -389,11 +390,17 @@ def main(arguments: list[str]) -> None:
     except exits.Interrupted as error:
         leave(exits.INTERRUPTED, error)
     except OSError as error:
+        if said := storage.failed(error):
+            leave(exits.STORAGE, _REMOTE.format(said))
         code = exits.of_os_error(error)
         if error.filename is None and code == exits.USER:
             raise
         where = f"{error.filename}: " if error.filename else ""
         leave(code, f"{where}{error.strerror}; give a path that can be read and written")
+    except Exception as error:
+        if (said := storage.failed(error)) is None:
+            raise
+        leave(exits.STORAGE, _REMOTE.format(said))
 
 
 def start(arguments: list[str], stop: stopping.Stop) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from alignx_jax import storage
 from alignx_jax.config import Config, UserError
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import tables
@@ -39,7 +40,7 @@ class _Stage:
     """Validation losses of the checkpoint that the next stage, or the export, took."""
 
 
-def write(source: runs.Source, folder: str | pathlib.Path, command: str) -> None:
+def write(source: runs.Source, folder: str | storage.Path, command: str) -> None:
     """`README.md` in `folder`, over one of the base model.
 
     Args:
@@ -79,7 +80,7 @@ def write(source: runs.Source, folder: str | pathlib.Path, command: str) -> None
         date=datetime.date.today().isoformat(),
         versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
     )
-    durable.write(pathlib.Path(folder) / "README.md", card.content.rstrip() + "\n")
+    durable.write(storage.path(str(folder)) / "README.md", card.content.rstrip() + "\n")
 
 
 def _identifier(base: runs.Source) -> str:
@@ -132,7 +133,7 @@ def _measured(source: runs.Source) -> dict[str, Any] | None:
     steps = [record["step"] for record in metrics.read(source.run, "train")]
     for model in results["models"]:
         history = model["training"]
-        same = pathlib.Path(model["path"]).resolve() == source.run.resolve()
+        same = storage.path(model["path"]).resolve() == source.run.resolve()
         if same and history and [record["step"] for record in history["train"]] == steps:
             before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
             results["models"] = [*before, model]

@@ -19,6 +19,9 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from alignx_jax import storage
+from alignx_jax.exits import UserError
+
 Stage = Literal["prepare", "1", "2", "evaluate", "export", "plan", "all"]
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
@@ -32,22 +35,8 @@ _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 _Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
-_LONGEST = 2000  # characters of a message
+_REMOTE = ("run", "model", "compare", "export.to")  # may be gs://
 _PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")  # of an address such as https://user:password@host/
-
-
-def one_line(text: str) -> str:
-    """`text` as a message may hold it, whatever file it quotes: short, nothing a terminal obeys."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class UserError(ValueError):
-    """Something the user can mend: the message says what is wrong, where, and what to do, on one line."""
-
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
 
 
 @dataclass(frozen=True)
@@ -394,6 +383,11 @@ def check(config: Config) -> Config:
     for flag, text in _texts(values):
         if _PASSWORD.search(text):
             raise UserError(f"--{flag}: holds a password, which the run's folder would keep; leave it out")
+        if re.match(r"\w+://", text) and not (flag in _REMOTE and re.match("gs://[^/]", text)):
+            raise UserError(
+                f"--{flag}={text}: has to be a path of this machine; --run, --model, --compare, --config and "
+                "--export.to may be gs://BUCKET/... besides, for what a run writes or has written"
+            )
         try:
             pathlib.Path(text).expanduser()
         except RuntimeError:  # ~name
@@ -428,13 +422,15 @@ def load(path: str) -> Config:
     Raises:
       UserError: no such file, one that cannot be run, no `config` in it, or a bad field.
     """
-    file = pathlib.Path(path)
+    file = storage.path(path)
     if file.is_dir():
         file = file / "config.json"
     if not file.is_file():
         raise UserError(f"--config={path}: no such file; give a file of configs/, or the folder of a run")
     if file.suffix == ".json":
         return from_json(file.read_bytes(), str(file))
+    if storage.is_remote(file):
+        raise UserError(f"--config={path}: of gs:// only a run's folder or config.json is read; copy the file here")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise UserError(f"--config={path}: a configuration is a .py or .json file")

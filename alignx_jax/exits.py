@@ -26,6 +26,23 @@ _STORAGE_ERRORS = {
 }
 
 
+_LONGEST = 2000  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """`text` as a message may hold it, whatever file it quotes: short, nothing a terminal obeys."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message says what is wrong, where, and what to do, on one line."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
 class Diverged(RuntimeError):
     """Training cannot go on: a loss or gradient is not finite, or an auxiliary loss does not reach the model."""
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from alignx_jax.config import UserError, one_line
+from alignx_jax.config import UserError
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines, whole
+from alignx_jax.exits import one_line
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
 

@@ -16,6 +16,7 @@ from rich import table as rich_table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from alignx_jax import storage
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import cells, figures, tables, verdict
 from alignx_jax.training import durable
@@ -38,7 +39,7 @@ _SECTIONS = {
 }
 
 
-def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
+def write(results: dict, folder: storage.Path) -> storage.Path:
     """`report.html` in `folder`; the same results give the same bytes. Returns its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alignx_jax.evaluation", "."),
@@ -49,7 +50,7 @@ def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
     )
     environment.filters["minus"] = lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", text)
     page = environment.get_template("report.html.jinja").render(_context(results))
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make(folder)
     path = folder / "report.html"
     durable.write(path, page)
     return path
@@ -168,28 +169,31 @@ def _terminal_cell(cell: cells.Cell) -> Text:
     return text.append(f"\n{interval}" if interval else "", style="dim")
 
 
-def to_tensorboard(results: dict, folder: pathlib.Path) -> None:
+def to_tensorboard(results: dict, folder: storage.Path) -> None:
     """Every measure over the layers (steps are layers; a folder for each model), pictures, and tables as text.
 
     What an earlier call wrote there is replaced.
     """
+    for name in storage.files(folder):
+        if "tfevents" in name and name.endswith(_SUFFIX):
+            (folder / name).unlink()
+    written = storage.staging(folder)
     for model in results["models"]:
-        with _board(folder / re.sub(r"[^\w -]", "_", model["name"])) as board:
+        with _board(written / re.sub(r"[^\w -]", "_", model["name"])) as board:
             for key, curve in figures.curves(model).items():
                 for layer, value in enumerate(curve):
                     board.add_scalar(f"layers/{key}", float(value), layer)
-    with _board(folder) as board:
+    with _board(written) as board:
         for group in _groups(results):
             board.add_image(group.key, group.pixels(), dataformats="HWC")
         for table in _tables(results):
             board.add_text(table.title, _markdown(table))
         for found in verdict.verdicts(results):
             board.add_text(f"verdict/{found.model}", found.text)
+    storage.publish(written, folder)
 
 
 def _board(folder: pathlib.Path) -> SummaryWriter:
-    for old in folder.glob(f"*tfevents*{_SUFFIX}"):
-        old.unlink()
     return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
 
 

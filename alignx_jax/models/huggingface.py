@@ -21,7 +21,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from alignx_jax import hosts, sharding
+from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import UserError
 from alignx_jax.exits import StorageError
 from alignx_jax.models.decoder import Decoder
@@ -229,13 +229,14 @@ def _read_tensor(tensor: Any, weight: Weight, config: DecoderConfig, bounds: lis
 def export(
     decoder: Decoder,
     source_config: dict[str, Any],
-    folder: str | pathlib.Path,
+    folder: str | storage.Path,
     dtype: jnp.dtype,
     shard_bytes: float,
 ) -> None:
     """Writes weights and config.json that transformers loads; the inverse of `load`. The host holds one file at a time.
 
-    The folder appears only when all of it is written. Every process has to call this, and the first one writes.
+    The folder appears only when all of it is written. In object storage its config.json does, and all of it lies in a
+    temporary folder of this machine before. Every process has to call this, and the first one writes.
 
     Args:
       source_config: the parsed config.json that the decoder was made from; fields of auxiliary heads are left out.
@@ -245,21 +246,23 @@ def export(
     Raises:
       UserError: the folder holds something already, or a weight is not finite or beyond the range of `dtype`.
     """
-    folder, dtype = pathlib.Path(folder), jnp.dtype(dtype)
+    folder, dtype = storage.path(str(folder)), jnp.dtype(dtype)
     if decoder.config != decoder_config(source_config, "source_config"):
         raise ValueError("source_config is not that of the decoder")
-    partial = folder.with_name(f".{folder.name}.partial")
+    remote = storage.is_remote(folder)
+    partial = storage.staging(folder) if remote else folder.with_name(f".{folder.name}.partial")
+    shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    names = [_SINGLE] if len(shards) == 1 else names
 
     def make() -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        half = {*names, _INDEX} if remote else set()  # that an export which was stopped has left
+        if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - half):
             raise UserError(f"{folder} exists already; delete it, or give another folder")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 
     hosts.first("folder of an export", make)
-    shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
-    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    names = [_SINGLE] if len(shards) == 1 else names
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
@@ -281,7 +284,11 @@ def export(
             files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
         _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
-        os.replace(partial, folder)
+        if remote:
+            storage.publish(partial, folder, last="config.json")
+            shutil.rmtree(partial)
+        else:
+            os.replace(partial, folder)
 
     hosts.first("end of an export", finish)
 

@@ -1,26 +1,25 @@
 """Checkpoints of a run: Orbax, asynchronous, with a checksum of every file; the latest few and the best are kept.
 
-A checkpoint is a folder named by its step. Orbax writes it under another name; then, still in the background, its
-`checksums.json` is added and it gets its own name; only then are older ones deleted. So what has its name is finished,
-and what is not finished is never looked at; nothing is restored before its files match their checksums.
+A checkpoint is a folder named by its step. Orbax writes it; then, still in the background, its `checksums.json` is
+added; only then are older ones deleted, that file of theirs first. So what has it is finished, and what has not is
+never looked at, on a file system and in object storage alike. Nothing is restored before its files match it.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Callable, Collection
 
 from orbax.checkpoint import v1 as ocp
 
-from alignx_jax import hosts
+from alignx_jax import hosts, storage
 from alignx_jax.config import UserError
 from alignx_jax.exits import StorageError
 from alignx_jax.training import durable
@@ -28,8 +27,8 @@ from alignx_jax.training.state import Params, TrainState
 
 Warn = Callable[[str], None]
 CHECKSUMS = "checksums.json"
-_UNFINISHED = ".unfinished"
-_DAMAGED = ".damaged"
+_DAMAGED = "damaged.txt"  # takes the place of the checksums
+_ORBAX = ".orbax-checkpoint-tmp"  # in names of what Orbax has not finished, on a file system
 _LATEST = "latest.json"
 
 
@@ -51,16 +50,16 @@ class Checkpoints:
     The data position is the step itself: batch k of a run is a function of its configuration and k alone.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1, *, writable: bool = False, warn: Warn = to_stderr):
-        self._folder, self._keep, self._writable, self._warn = folder.absolute(), keep, writable, warn
+    def __init__(self, folder: storage.Path, keep: int = 1, *, writable: bool = False, warn: Warn = to_stderr):
+        self._folder, self._keep, self._writable, self._warn = storage.absolute(folder), keep, writable, warn
         self._saving: tuple[int, float | None, concurrent.futures.Future] | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._first = hosts.is_first()
         if writable and self._first:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            storage.make(self._folder)
             self._clean()
         self._losses = {}
-        for step in self._folders():
+        for step in self._finished():
             try:
                 self._losses[step] = self._checksums(step)["validation_loss"]
             except Damaged:
@@ -93,9 +92,9 @@ class Checkpoints:
 
     def _find(self, which: str, parts: Collection[str]) -> int | None:
         damaged, newest = {}, self._newest_ever()
-        there = (f"{newest}", f"{newest}{_DAMAGED}")
-        if which == "latest" and newest is not None and not any((self._folder / name).is_dir() for name in there):
-            damaged[newest] = "it is gone"
+        if which == "latest" and newest is not None and newest not in self._losses and not self._is_known(newest):
+            there = (self._folder / f"{newest}").is_dir()
+            damaged[newest] = f"{CHECKSUMS} is missing" if there else "it is gone"
         while (step := getattr(self, which)) is not None:
             try:
                 self._verify(step, parts)
@@ -112,12 +111,15 @@ class Checkpoints:
         for text in listed:
             self._warn(f"damaged checkpoint {text}; going back to " + (f"step {step}" if step else "the beginning"))
         if self._writable:
-            for bad in damaged:
-                aside = self._folder / f"{bad}{_DAMAGED}"
-                shutil.rmtree(aside, ignore_errors=True)
+            for bad, why in damaged.items():
                 if (self._folder / f"{bad}").is_dir():
-                    (self._folder / f"{bad}").rename(aside)
+                    durable.write(self._folder / f"{bad}" / _DAMAGED, f"{why}\n")
+                    (self._folder / f"{bad}" / CHECKSUMS).unlink(missing_ok=True)
         return step
+
+    def _is_known(self, step: int) -> bool:
+        """To be damaged, since an earlier start."""
+        return (self._folder / f"{step}" / _DAMAGED).is_file()
 
     def _newest_ever(self) -> int | None:
         """The newest step ever saved, whether it is there or not."""
@@ -134,7 +136,9 @@ class Checkpoints:
         """
         self.wait()
         try:
-            response = ocp.save_checkpointables_async(self._folder / f"{step}{_UNFINISHED}", _parts(state))
+            if self._first:
+                self._delete(step)  # a damaged one; Orbax's own start lets no process write before
+            response = ocp.save_checkpointables_async(self._folder / f"{step}", _parts(state))
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step, validation_loss, self._background.submit(self._finish, response, step, validation_loss)
@@ -143,7 +147,7 @@ class Checkpoints:
         """In the background."""
         response.result()
         if self._first:
-            self._name(step, validation_loss)
+            self._mark(step, validation_loss)
 
     def poll(self) -> None:
         """Learns how the save under way ended, if it has; never waits.
@@ -176,18 +180,28 @@ class Checkpoints:
 
     def _tidy(self, step: int) -> None:
         durable.write(self._folder / _LATEST, f"{step}\n")
-        shutil.rmtree(self._folder / f"{step}{_DAMAGED}", ignore_errors=True)
         for old in set(self._losses) - set(sorted(self._losses)[-self._keep :]) - {self.best}:
             del self._losses[old]
-            (self._folder / f"{old}").rename(self._folder / f"{old}{_UNFINISHED}")  # half-deleted, it counts no more
-        self._clean()
+            self._delete(old)
+
+    def _delete(self, step: int, ignore_errors: bool = False) -> None:
+        """Half-deleted, it counts no more."""
+        with contextlib.suppress(*[OSError] if ignore_errors else []):
+            (self._folder / f"{step}" / CHECKSUMS).unlink(missing_ok=True)
+        storage.remove(self._folder / f"{step}", ignore_errors)
 
     def _clean(self, ignore_errors: bool = False) -> None:
-        for half in self._folder.glob(f"*{_UNFINISHED}*"):
-            shutil.rmtree(half, ignore_errors)
+        """What was not finished; but the newest, if that once was, is for `sound` to tell of."""
+        kept = {*self._finished(), self._newest_ever()}
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            step, orbax, _ = folder.name.partition(_ORBAX)
+            if step.isdecimal() and (orbax or not (int(step) in kept or self._is_known(int(step)))):
+                storage.remove(folder, ignore_errors)
 
     def _failed(self, step: int, error: Exception) -> StorageError:
         if self._first:
+            if step not in self._losses:
+                self._delete(step, ignore_errors=True)
             self._clean(ignore_errors=True)
         good = "there is none before it" if self.latest is None else f"the one of step {self.latest} is intact"
         return StorageError(
@@ -208,23 +222,21 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             raise UserError(f"{self._folder}/{step}: this checkpoint is not of this model: {error}") from error
 
-    def _folders(self) -> list[int]:
+    def _finished(self) -> list[int]:
         if not self._folder.is_dir():
             return []
-        return sorted(int(f.name) for f in self._folder.iterdir() if f.name.isdecimal() and f.is_dir())
+        steps = [f for f in self._folder.iterdir() if f.name.isdecimal()]
+        return sorted(int(f.name) for f in steps if (f / CHECKSUMS).is_file())
 
     def _of_first(self, find: Callable[[], int | None]) -> int | None:
         """What process 0 finds, on all processes."""
         return hosts.share(f"checkpoint of {self._folder}", find() if self._first else None)
 
-    def _name(self, step: int, validation_loss: float | None) -> None:
-        """Checksums of everything, and then the checkpoint's own name."""
-        folder = self._folder / f"{step}{_UNFINISHED}"
-        files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-        record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, files)}
+    def _mark(self, step: int, validation_loss: float | None) -> None:
+        """Checksums of everything: with them the checkpoint is finished."""
+        folder = self._folder / f"{step}"
+        record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, storage.files(folder))}
         durable.write(folder / CHECKSUMS, json.dumps(record | {"sha256": _digest_of(record)}, indent=1) + "\n")
-        folder.rename(self._folder / f"{step}")
-        durable.sync(self._folder)
 
     def _checksums(self, step: int) -> dict:
         try:
@@ -239,16 +251,16 @@ class Checkpoints:
 
     def _verify(self, step: int, parts: Collection[str]) -> None:
         folder = self._folder / f"{step}"
-        wanted = self._checksums(step)["files"]
+        wanted, sizes = self._checksums(step)["files"], storage.files(folder)
         if parts:
             wanted = {name: of for name, of in wanted.items() if name.partition("/")[0] in parts}
         for name, (size, _) in wanted.items():
-            if not (folder / name).is_file():
+            if name not in sizes:
                 raise Damaged(f"{name} is missing")
-            if (there := (folder / name).stat().st_size) != size:
-                raise Damaged(f"{name} has {there:,} bytes instead of {size:,}")
+            if sizes[name] != size:
+                raise Damaged(f"{name} has {sizes[name]:,} bytes instead of {size:,}")
         try:
-            found = _digests(folder, wanted)
+            found = _digests(folder, {name: sizes[name] for name in wanted})
         except OSError as error:
             raise Damaged(f"{error.filename}: {error.strerror}") from None
         for name, of in wanted.items():
@@ -268,15 +280,15 @@ def _digest_of(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _digests(folder: pathlib.Path, names: Collection[str]) -> dict[str, list]:
+def _digests(folder: storage.Path, sizes: dict[str, int]) -> dict[str, list]:
     """Size and SHA-256 of every file, several at a time: hashing lets other threads run."""
 
     def digest(name: str) -> list:
         with (folder / name).open("rb") as file:
-            return [(folder / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+            return [sizes[name], hashlib.file_digest(file, "sha256").hexdigest()]
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        return dict(zip(sizes, pool.map(digest, sizes), strict=True))
 
 
 def _parts(state: TrainState) -> dict[str, Params]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import time
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from alignx_jax import hosts, sharding
+from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config, UserError
 from alignx_jax.data import pipeline
 from alignx_jax.models import attention
@@ -135,7 +134,7 @@ def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX
 
 def train(
     config: Config,
-    folder: pathlib.Path,
+    folder: storage.Path,
     source: runs.Source,
     data: pipeline.Data,
     mesh: Mesh,

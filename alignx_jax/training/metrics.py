@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import time
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from alignx_jax import storage
 from alignx_jax.training import durable
 
 _FLUSH_SECONDS = 30  # TensorBoard is at most so far behind
@@ -20,21 +20,23 @@ _FLUSH_SECONDS = 30  # TensorBoard is at most so far behind
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard events. Continuing at a step drops what was written after it.
 
-    `sync` before a checkpoint of the same step makes sure that nothing is missing up to it.
+    `sync` before a checkpoint of the same step makes sure that nothing is missing up to it. In object storage, where
+    nothing can be appended to, it brings both there, whole.
 
     Attributes:
       missing: steps up to that step that the file has no training record of, though it should.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int):
-        path = folder / "metrics.jsonl"
-        kept = [record for record in _records(path) if record["step"] <= step]
+    def __init__(self, folder: storage.Path, step: int):
+        kept = [record for record in _records(folder / "metrics.jsonl") if record["step"] <= step]
+        self._folder, self._written = folder, storage.staging(folder)
+        path = self._written / "metrics.jsonl"
         durable.write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.missing = sorted(set(range(1, step + 1)) - {r["step"] for r in kept if r["kind"] == "train"})
         self._file = path.open("a", encoding="utf-8")
         # Written here, not by the thread of `SummaryWriter`: a full disk kills that one, and then every write hangs.
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(folder / "tensorboard" / "events"), f".{time.time_ns()}")
+        (self._written / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(self._written / "tensorboard" / "events"), f".{time.time_ns()}")
         self._flush_at = 0.0
         first = step + 1 if kept else 0
         self._board.write_event(
@@ -55,21 +57,23 @@ class MetricsLog:
             self._board.flush()
 
     def sync(self) -> None:
-        """All records are on disk when this returns: they outlive the machine."""
+        """All records are on disk, or in object storage, when this returns: they outlive the machine."""
         os.fsync(self._file.fileno())
         self._board.flush()  # with an fsync of its own
+        storage.publish(self._written, self._folder)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        storage.publish(self._written, self._folder)
 
 
-def read(folder: pathlib.Path, kind: str) -> list[dict]:
+def read(folder: storage.Path, kind: str) -> list[dict]:
     """All records of one kind, in order."""
     return [record for record in _records(folder / "metrics.jsonl") if record["kind"] == kind]
 
 
-def _records(path: pathlib.Path) -> list[dict]:
+def _records(path: storage.Path) -> list[dict]:
     """Of complete lines that can be read: a process killed while writing leaves half of one."""
     if not path.exists():
         return []

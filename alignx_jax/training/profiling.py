@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 
+from alignx_jax import storage
 from alignx_jax.config import UserError
 
 Result = TypeVar("Result")
@@ -37,15 +37,16 @@ def steps(asked: str | None, last: int | None) -> range:
 class Profiler:
     """Traces some steps of a run into `folder`."""
 
-    def __init__(self, steps: range, folder: pathlib.Path):
+    def __init__(self, steps: range, folder: storage.Path):
         self._steps, self._folder, self._tracing = steps, folder, False
+        self._written = storage.staging(folder)
 
     def run(self, step: int, update: Callable[[], Result]) -> Result:
         """`update()`, traced if `step` is one of the steps; the last is waited for, so that the trace has all of it."""
         if step not in self._steps:
             return update()
         if not self._tracing:
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(self._written))
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = update()
@@ -59,3 +60,4 @@ class Profiler:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
+            storage.publish(self._written, self._folder)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import filecmp
 import json
 import os
 import pathlib
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from alignx_jax import hosts, sharding
+from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config, UserError, flat, from_json, to_json
 from alignx_jax.data import cache
 from alignx_jax.models import families, huggingface
@@ -56,6 +54,7 @@ _FREE = (
 )
 # What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
+_BEGUN = ("huggingface", "corpora.json", "config.json")  # `claim` writes them, in this order
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
@@ -66,8 +65,8 @@ class Source:
 
     name: str
     huggingface: pathlib.Path
-    """Folder with config.json and the tokenizer; with the weights too if there is no checkpoint."""
-    run: pathlib.Path | None = None
+    """Folder with config.json and the tokenizer, of this machine; with the weights too if there is no checkpoint."""
+    run: storage.Path | None = None
     """The stage's folder if it is one; the best of its checkpoints is meant."""
 
     def decoder_config(self) -> families.DecoderConfig:
@@ -92,7 +91,7 @@ class Source:
         return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
 
     def export(
-        self, decoder: Decoder, folder: str | pathlib.Path, dtype: str = "original", shard_bytes: float = 5e9
+        self, decoder: Decoder, folder: str | storage.Path, dtype: str = "original", shard_bytes: float = 5e9
     ) -> None:
         """Writes `decoder`, which came from this model, as a Hugging Face folder: weights, configuration, tokenizer.
 
@@ -109,8 +108,9 @@ class Source:
         companions(self.huggingface)  # refused before anything is written
         if dtype == "original":
             dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+        folder = storage.path(str(folder))
         huggingface.export(decoder, settings, folder, jnp.dtype(dtype), shard_bytes)
-        hosts.first("companions", lambda: copy_companions(self.huggingface, pathlib.Path(folder)))
+        hosts.first("companions", lambda: copy_companions(self.huggingface, folder))
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
         """The pair classifier of a stage that trained one."""
@@ -152,35 +152,44 @@ def find(path: str) -> Source:
     """
     if path == "sample":
         return Source("sample", SAMPLE_MODEL)
-    folder = pathlib.Path(path).expanduser()
+    folder = storage.path(path)
     if not folder.is_dir():
         raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
     if (folder / "huggingface").is_dir():
         _check_finished(folder)
-        return Source(str(folder), folder / "huggingface", folder)
+        return Source(str(folder), storage.local_copy(folder / "huggingface"), folder)
     if (folder / "config.json").is_file():
+        if storage.is_remote(folder):
+            raise UserError(
+                f"{path}: a Hugging Face folder is read from this machine's file system alone; copy it there (gcloud "
+                "storage cp -r) and give the copy"
+            )
         return Source(str(folder), folder)
     stages = [f"{folder / s}" for s in ("stage2", "stage1") if (folder / s).is_dir()]
     hint = f"; did you mean {' or '.join(stages)}?" if stages else " (it has no config.json)"
     raise UserError(f"{path}: neither a Hugging Face folder nor a stage of a run{hint}")
 
 
-def _check_finished(folder: pathlib.Path) -> None:
+def _check_finished(folder: storage.Path) -> None:
     if Checkpoints(folder / "checkpoints").latest is None:
         raise UserError(f"{folder}: this stage has no checkpoint, it has saved none yet or they are gone; run it first")
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
+def hold(folder: storage.Path) -> Iterator[None]:
     """Inside it no other run may use `folder`, a stage's. The lock is on a file beside it and ends with its process.
 
     The lock is `flock`: of this machine, and across machines on NFS (Linux), Lustre (mounted with `flock`) and CephFS.
-    Process 0 holds it for all processes of a run.
+    Process 0 holds it for all processes of a run. Object storage has no locks: there is a warning.
 
     Raises:
       UserError: another run uses it; says who.
     """
     if not hosts.is_first():
+        yield
+        return
+    if storage.is_remote(folder):
+        to_stderr(f"gs:// has no locks: see to it that no other run uses {folder}")
         yield
         return
     file = folder.with_name(folder.name + ".lock")
@@ -222,7 +231,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> bool:
+def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) -> bool:
     """Whether `folder` is a stage's folder of `config` already; a new or empty one is not.
 
     With `config.accept_changes`, settings and data may have changed: the new ones are written down, and the former
@@ -265,12 +274,12 @@ def can_continue(folder: pathlib.Path, config: Config, corpora: dict[str, str]) 
         if (differences or changed) and hosts.is_first():
             _write_down(folder, config, corpora)
         return True
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and {file.name.removesuffix(".new") for file in folder.iterdir()} - set(_BEGUN):
         raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
     return False
 
 
-def check_model(folder: pathlib.Path, source: Source) -> None:
+def check_model(folder: storage.Path, source: Source) -> None:
     """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
 
     Raises:
@@ -278,7 +287,7 @@ def check_model(folder: pathlib.Path, source: Source) -> None:
     """
     for file in companions(source.huggingface):
         copy = folder / "huggingface" / file.name
-        if copy.is_file() and not filecmp.cmp(file, copy, shallow=False):
+        if copy.is_file() and copy.read_bytes() != file.read_bytes():
             raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
 
 
@@ -286,10 +295,10 @@ def _reshapes(name: str, there: object, here: object) -> bool:
     return name in _SHAPES and not (name.endswith(".weight") and there and here)
 
 
-def _write_down(folder: pathlib.Path, config: Config, corpora: dict[str, str]) -> None:
+def _write_down(folder: storage.Path, config: Config, corpora: dict[str, str]) -> None:
     number = 1 + sum(1 for _ in folder.glob("config.*.json"))
     for name, text in (("corpora", _corpora_text(corpora)), ("config", _config_text(config))):
-        shutil.copyfile(folder / f"{name}.json", folder / f"{name}.{number}.json")
+        durable.write(folder / f"{name}.{number}.json", (folder / f"{name}.json").read_bytes())
         durable.write(folder / f"{name}.json", text)
 
 
@@ -302,21 +311,18 @@ def _corpora_text(corpora: dict[str, str]) -> str:
     return json.dumps(corpora, indent=2) + "\n"
 
 
-def claim(folder: pathlib.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
-    """Makes `folder`, new or empty, the folder of a stage; it is whole or not there."""
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "huggingface").mkdir(parents=True)
-    copy_companions(source.huggingface, fresh / "huggingface")
-    durable.write(fresh / "corpora.json", _corpora_text(corpora))
-    durable.write(fresh / "config.json", _config_text(config))
-    if folder.is_dir():
-        folder.rmdir()
-    fresh.rename(folder)
-    durable.sync(folder.parent)
+def claim(folder: storage.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
+    """Makes `folder`, new or empty or left half-made, the folder of a stage: it is one once it has its config.json."""
+    storage.remove(folder / "huggingface")  # of another model, perhaps
+    storage.make(folder / "huggingface")
+    copy_companions(source.huggingface, folder / "huggingface")
+    durable.write(folder / "corpora.json", _corpora_text(corpora))
+    durable.write(folder / "config.json", _config_text(config))
+    if not storage.is_remote(folder):
+        durable.sync(folder.parent)
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: storage.Path) -> None:
     """Whether every process sees the stage's folder, which the first one made; network storage may take a while.
 
     Raises:
@@ -332,11 +338,11 @@ def check_shared(folder: pathlib.Path) -> None:
     hosts.gather("folder", None)
 
 
-def copy_companions(source: pathlib.Path, to: pathlib.Path) -> None:
+def copy_companions(source: pathlib.Path, to: storage.Path) -> None:
     """Copies the `companions` of a Hugging Face folder; files that are there stay."""
     for file in companions(source):
         if not (to / file.name).exists():
-            shutil.copyfile(file, to / file.name)
+            durable.write(to / file.name, file.read_bytes())
 
 
 def companions(source: pathlib.Path) -> list[pathlib.Path]:

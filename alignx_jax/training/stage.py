@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from alignx_jax import hosts, sharding
+from alignx_jax import hosts, sharding, storage
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline
@@ -48,7 +47,7 @@ class Step:
 class Result:
     """What a finished stage shows."""
 
-    folder: pathlib.Path
+    folder: storage.Path
     before: dict[str, float]
     """Validation losses before the first step; empty where nothing is held out."""
     after: dict[str, float]
@@ -63,7 +62,7 @@ class Stage:
     def __init__(
         self,
         config: Config,
-        folder: pathlib.Path,
+        folder: storage.Path,
         step: Step,
         data: pipeline.Data,
         mesh: Mesh,
@@ -281,11 +280,13 @@ def _not_finite(values: dict[str, float]) -> str:
     return ", ".join(k for k, v in values.items() if not math.isfinite(v))
 
 
-def _in_storage(error: BaseException, folder: pathlib.Path) -> BaseException:
-    """An error of the system while a stage runs, as a sentence."""
-    if not isinstance(error, OSError):
+def _in_storage(error: BaseException, folder: storage.Path) -> BaseException:
+    """An error of the system, or of remote storage, while a stage runs, as a sentence."""
+    remote = storage.failed(error)
+    if not (remote or isinstance(error, OSError)):
         return error
+    where = getattr(error, "filename", None) or folder
     return StorageError(
-        f"{error.filename or folder}: {reason(error)}; what was saved is kept; make room, or see to it that it can be "
-        "read and written, and start the same command again"
+        f"{where}: {remote or reason(error)}; what was saved is kept; make room, or see to it that it can be read and "
+        "written, and start the same command again"
     )

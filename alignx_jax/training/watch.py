@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
-import pathlib
+import sys
 import threading
 import time
 from collections.abc import Callable
+
+from alignx_jax import storage
 
 STACKS = "stalls.txt"
 
@@ -16,12 +19,12 @@ class Watch:
 
     Args:
       seconds: how long one thing may take.
-      folder: where `stalls.txt` gets the Python stacks of all threads.
+      folder: where `stalls.txt` gets the Python stacks of all threads; of a remote one they are on stderr.
       tell: shows a sentence.
     """
 
-    def __init__(self, seconds: float, folder: pathlib.Path, tell: Callable[[str], None]):
-        self._seconds, self._file, self._tell = seconds, folder / STACKS, tell
+    def __init__(self, seconds: float, folder: storage.Path, tell: Callable[[str], None]):
+        self._seconds, self._folder, self._tell = seconds, folder, tell
         self._now = "starting", time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -49,11 +52,12 @@ class Watch:
                 self._report(now[0], elapsed)
 
     def _report(self, what: str, elapsed: float) -> None:
-        where = f"the stacks of all threads are in {self._file}"
+        remote = storage.is_remote(self._folder)  # cannot be appended to, and may be what hangs
+        where = "the stacks of all threads are " + ("on stderr" if remote else f"in {self._folder / STACKS}")
         try:
-            with self._file.open("a", encoding="utf-8") as file:
+            with contextlib.nullcontext(sys.stderr) if remote else (self._folder / STACKS).open("a") as file:
                 print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}: {what} for {elapsed:.0f} s", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
-            where = f"{self._file}: {error.strerror}"
+            where = f"{self._folder / STACKS}: {error.strerror}"
         self._tell(f"stalled: {what} for {elapsed:.0f} s (--training.stall-seconds={self._seconds:g}); {where}")

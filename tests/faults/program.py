@@ -168,7 +168,7 @@ class Stage:
         """Names, and whether each is whole."""
         with contextlib.suppress(FileNotFoundError):
             names = (self.folder / "checkpoints").iterdir()
-            folders = [path for path in names if path.is_dir() and path.suffix != ".damaged"]  # set aside
+            folders = [path for path in names if path.is_dir() and not (path / "damaged.txt").exists()]
             return [(path.name, path.name.isdigit() and (path / "checksums.json").exists()) for path in folders]
         return []
 
@@ -184,7 +184,10 @@ class Stage:
     def metrics(self) -> list[dict]:
         """All records but for their times."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+        return [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))}
+            for line in lines
+        ]
 
 
 def environment(without: pathlib.Path) -> dict[str, str]:

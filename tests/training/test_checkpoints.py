@@ -109,10 +109,10 @@ def warned(folder: pathlib.Path, which: str = "latest", **options) -> tuple[int,
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
     saved(tmp_path, {1: None, 2: None})
     (tmp_path / "2" / module.CHECKSUMS).unlink()
-    shutil.move(tmp_path / "2", tmp_path / "2.unfinished")
+    (tmp_path / "3.orbax-checkpoint-tmp-7").mkdir()
     (tmp_path / "latest.json").write_text("1")
     assert warned(tmp_path, writable=True) == (1, [])
-    assert not list(tmp_path.glob("2*")), "what is left of it is cleaned up"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "latest.json"], "what is left of it is cleaned up"
 
 
 def flip(file: pathlib.Path, bit: int) -> None:
@@ -164,10 +164,12 @@ def test_what_is_damaged_is_set_aside_and_saved_again(tmp_path, spoil, says):
     spoil(tmp_path / "3")
     step, (warning,) = warned(tmp_path, writable=True)
     assert step == 2 and f"{tmp_path}/3: " in warning and says in warning
+    assert not (tmp_path / "3").exists() or says in (tmp_path / "3" / "damaged.txt").read_text()
     assert warned(tmp_path, writable=True)[0] == 2
     saved(tmp_path, {3: None}, keep=2)  # the good one of step 2 was not crowded out
     assert warned(tmp_path) == (3, [])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "latest.json"]
+    assert not (tmp_path / "3" / "damaged.txt").exists()
 
 
 def test_the_best_that_is_damaged_gives_way_to_the_next_best(tmp_path):

@@ -1,0 +1,125 @@
+"""Where runs are kept: folders on a file system, or `gs://` in object storage, by one kind of path.
+
+Object storage has files that are whole or not there, and nothing else: no folders, appending, renaming of many files,
+links or locks. So it is written the same way on a file system: a folder counts once it has the file that is written
+last. Libraries that know only files of this machine get a folder of it (`staging`, `local_copy`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+import traceback
+
+import fsspec
+from etils import epath
+
+from alignx_jax.exits import UserError
+
+Path = pathlib.Path | epath.Path
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # an installed TensorFlow would be loaded for gs://
+# Each listing is asked for anew: TensorStore and other processes write too.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+def path(text: str) -> Path:
+    """The path that a user has given.
+
+    Raises:
+      UserError: it is remote and the library for it is not installed.
+    """
+    if "://" not in text:
+        return pathlib.Path(text).expanduser()
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{text}: gs:// needs gcsfs; install it (pip install gcsfs), or give a path of this machine")
+    return epath.Path(text)
+
+
+def is_remote(path: Path) -> bool:
+    return not isinstance(path, pathlib.Path)
+
+
+def absolute(path: Path) -> Path:
+    return path if is_remote(path) else path.absolute()
+
+
+def make(folder: Path) -> None:
+    """With its parents; remote ones need no making."""
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Every file below a folder, relative to it, with its size in bytes; nothing where there is no such folder."""
+    system, root = fsspec.url_to_fs(str(folder))
+    found = system.find(root, detail=True)
+    return {os.path.relpath(name, root): about["size"] for name, about in sorted(found.items())}
+
+
+def remove(folder: Path, ignore_errors: bool = False) -> None:
+    """A folder and all in it, if it is there."""
+    if not is_remote(folder):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors)
+        return
+    try:
+        if folder.is_dir():
+            folder.rmtree()
+    except Exception:  # whatever the client raises
+        if not ignore_errors:
+            raise
+
+
+def staging(folder: Path) -> pathlib.Path:
+    """Where to write what `publish` then brings to `folder`: the folder itself, or an empty one of this machine."""
+    return _scratch() if is_remote(folder) else folder
+
+
+def publish(staged: pathlib.Path, folder: Path, last: str = "") -> None:
+    """All files of `staged` to `folder`, as they are now.
+
+    Args:
+      last: the file that says the folder is whole.
+    """
+    if staged == folder:
+        return
+    system, root = fsspec.url_to_fs(str(folder))
+    for name in sorted(files(staged), key=lambda name: (name == last, name)):
+        system.put_file(str(staged / name), f"{root}/{name}")
+
+
+def local_copy(folder: Path) -> pathlib.Path:
+    """A folder of this machine with the files of `folder`: itself, or a copy that ends with the process."""
+    if not is_remote(folder):
+        return folder
+    copy = _scratch()
+    system, root = fsspec.url_to_fs(str(folder))
+    for name in files(folder):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        system.get_file(f"{root}/{name}", str(copy / name))
+    return copy
+
+
+def failed(error: BaseException) -> str | None:
+    """What remote storage says, if an error comes from there; its libraries raise errors of many kinds."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(name.partition(".")[0] == "gcsfs" for name in modules):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _scratch() -> pathlib.Path:
+    return pathlib.Path(tempfile.mkdtemp(dir=_all_scratch()))
+
+
+@functools.cache
+def _all_scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="alignx_jax-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
