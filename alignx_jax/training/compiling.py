@@ -23,7 +23,7 @@ def lower(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh
 
 
 def beside(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh: Mesh) -> Future[jax.stages.Compiled]:
-    """Lowers the step, and compiles it in a thread of its own while this one reads weights and validates them."""
+    """Lowers the step, and compiles it in a thread of its own while this one restores or validates the state."""
     threads = ThreadPoolExecutor(1, "compile")
     compiled = threads.submit(lower(config, train_step, like, mesh).compile)
     threads.shutdown(wait=False)

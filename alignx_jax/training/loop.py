@@ -171,16 +171,15 @@ def train(
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}
     step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
-    loaded, compiled = [], None
+    loaded = []
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
         runs.check_model(folder, source)
     else:
-        compiled = compiling.beside(config, step.train_step, step.like, mesh)
         loaded = [source.load(mesh)]  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
     runs.check_shared(folder)
     hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
-    stage = Stage(config, folder, step, data, mesh, console, stop, begun, compiled)
+    stage = Stage(config, folder, step, data, mesh, console, stop, begun)
     # Nothing keeps the decoder: its arrays are donated to the first step.
     return stage.train(title, lambda: loaded.pop() if loaded else source.load(mesh))

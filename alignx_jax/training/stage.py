@@ -8,7 +8,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import NoReturn
 
 import jax
@@ -69,16 +68,14 @@ class Stage:
         console: Console,
         stop: stopping.Stop,
         begun: float,
-        compiled: Future[jax.stages.Compiled] | None,
     ):
         """
         Args:
           begun: by `time.monotonic`, when the stage had its data.
-          compiled: the step, where it is being compiled already.
         """
         self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
         self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
-        self.last, self.begun, self.compiled = data.train.steps, begun, compiled
+        self.last, self.begun = data.train.steps, begun
         self.profiler = profiling.Profiler(profiling.steps(config.profile, self.last), folder / "profile")
         self.all_finite = jax.jit(steps.all_finite)
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
@@ -119,7 +116,7 @@ class Stage:
             self.log = metrics.MetricsLog(self.folder, self.first)
         if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
-        if self.compiled is None and self.first < self.last:
+        if self.first < self.last:
             self.compiled = compiling.beside(self.config, self.step.train_step, self.step.like, self.mesh)
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
