@@ -16,7 +16,7 @@ from alignx_jax.data import pipeline
 from alignx_jax.models import attention
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import compiling, durable, optimizer, profiling, runs, state, stopping
+from alignx_jax.training import durable, optimizer, profiling, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
