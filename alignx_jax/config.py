@@ -46,11 +46,13 @@ class DataConfig:
     __pydantic_config__ = _STRICT
 
     parallel: tuple[str, ...] = ("sample",)
-    """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), `sample`."""
+    """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), a published
+    pair such as `opus100/de-en`, `sample`."""
     parallel_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
     instructions: tuple[str, ...] = ("sample",)
-    """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, or `sample`."""
+    """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, a published language such
+    as `bactrian_x/de`, or `sample`."""
     instruction_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each instruction source; empty: once each."""
     translation_share: _Share = 0.5
@@ -231,7 +233,8 @@ class EvaluationConfig:
     __pydantic_config__ = _STRICT
 
     sentences: str = "sample"
-    """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, or `sample` (held out)."""
+    """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, `flores200:dev`,
+    `flores200:devtest` (101 too), `ntrex128:test`, or `sample` (held out)."""
     languages: tuple[str, ...] = ()
     """Languages compared with the pivot; empty: all in the file."""
     pivot: str = "en"

@@ -15,11 +15,12 @@ from typing import ClassVar, Literal
 import tensorflow_datasets as tfds
 
 from alignx_jax.config import UserError
-from alignx_jax.data import cache, readers
+from alignx_jax.data import builders, cache, readers
+from alignx_jax.data.languages import normalize
 
 Kind = Literal["parallel", "instructions"]
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when what is written changes, and every cached corpus is prepared again."""
 
 
@@ -84,6 +85,7 @@ class Instructions(_TextBuilder):
 
 _BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}
 _FILES = {"parallel": readers.parallel_files, "instructions": readers.instruction_files}
+_PUBLISHED = {"parallel": builders.PARALLEL, "instructions": builders.INSTRUCTIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,23 +117,91 @@ def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Liter
     Raises:
       UserError: no such source, or (with `on_error="stop"`) its first bad line, with file, line, field and the remedy.
     """
+    if found := _published(source, _PUBLISHED[kind]):
+        builder, name = found
+        return _corpus(kind, source, f"{builder.name}/{name}", _build(builder, name, kind, cache_folder))
     files = _FILES[kind](source)
     contents = [(str(file), _digest(file)) for file in files]
     fingerprint = cache.fingerprint(FORMAT, kind, on_error, contents)
     config = SourceConfig(name=kind, files=tuple(files), on_error=on_error)
     build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
 
-    def write(folder: pathlib.Path) -> None:
-        try:
-            build(data_dir=folder).download_and_prepare()
-        except RuntimeError as error:  # what ArrayRecord makes of any failure to write
-            raise cache.unwritable(cache_folder, error) from error
-
     with _quiet():
-        folder = cache.make_once(cache_folder.expanduser() / kind / fingerprint, write)
-        builder = build(data_dir=folder)
-    skipped = json.loads((pathlib.Path(builder.data_path) / "metadata.json").read_text())["skipped"]
-    return Corpus(source, kind, fingerprint, pathlib.Path(builder.data_path), skipped, builder.as_data_source("train"))
+        write = functools.partial(_write, build, cache_folder, {})
+        builder = build(data_dir=cache.make_once(cache_folder.expanduser() / kind / fingerprint, write))
+        return _corpus(kind, source, fingerprint, builder)
+
+
+def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] | None:
+    """The sentences by language code of a published multi-way data set, `flores200:devtest`; None if it is none.
+
+    A language is left out if it has no code here. Of several that have the same one, such as `eng` and `eng-GB`, the
+    shortest name is taken, then the first in the alphabet.
+
+    Raises:
+      UserError: no such split, or an archive that is not there or damaged.
+    """
+    name, _, split = source.partition(":")
+    if name not in builders.MULTIWAY or pathlib.Path(source).expanduser().exists():
+        return None
+    cls = builders.MULTIWAY[name]
+    if split not in cls.SPLITS:
+        raise UserError(f"{source}: name a split, {' or '.join(f'{name}:{split}' for split in cls.SPLITS)}")
+    codes: dict[str, str] = {}
+    for code in sorted(cls.LANGUAGES, key=lambda code: (len(code), code)):
+        with contextlib.suppress(UserError):
+            codes.setdefault(normalize(cls.STANDARD.get(code, code)), code)
+    taken = {code: normal for normal, code in codes.items()}
+    found = []
+    for record in _build(cls, None, "multiway", cache_folder).as_data_source(split):
+        lines = zip(record["translations"]["language"], record["translations"]["translation"], strict=True)
+        texts = {code.decode(): line.decode() for code, line in lines}
+        found.append({taken[code]: line for code, line in texts.items() if code in taken})
+    return found
+
+
+def _published(source: str, kinds: dict[str, type[builders.Published]]):
+    """The builder and the configuration that `opus100/de-en` names, unless there is such a file or folder."""
+    name, _, config = source.partition("/")
+    if name not in kinds or pathlib.Path(source).expanduser().exists():
+        return None
+    if config not in kinds[name].builder_configs:
+        turned = "-".join(config.split("-")[::-1])
+        near = [turned] * (turned in kinds[name].builder_configs) or list(kinds[name].builder_configs)
+        raise UserError(
+            f"{source}: no such file or folder, and {name} has {', '.join(f'{name}/{one}' for one in near)}"
+        )
+    return kinds[name], config
+
+
+def _build(cls: type[builders.Published], config: str | None, kind: str, cache_folder: pathlib.Path):
+    """A published data set, built into the cache or found there. Its archives are in `downloads` of the cache."""
+    cache_folder = cache_folder.expanduser()
+    downloads = cache_folder / "downloads"
+    build = functools.partial(cls, config=config, file_format="array_record")
+    options = {
+        "download_dir": downloads,
+        "download_config": tfds.download.DownloadConfig(manual_dir=downloads / "manual"),
+    }
+    with _quiet():
+        folder = cache_folder / kind / "-".join(filter(None, [cls.name, config, str(cls.VERSION)]))
+        return build(data_dir=cache.make_once(folder, functools.partial(_write, build, cache_folder, options)))
+
+
+def _write(build: Callable[..., tfds.core.DatasetBuilder], cache_folder: pathlib.Path, options: dict, folder) -> None:
+    try:
+        build(data_dir=folder).download_and_prepare(**options)
+    except RuntimeError as error:  # what ArrayRecord makes of any failure to write
+        raise cache.unwritable(cache_folder, error) from error
+
+
+def _corpus(kind: Kind, source: str, fingerprint: str, builder: tfds.core.DatasetBuilder) -> Corpus:
+    folder = pathlib.Path(builder.data_path)
+    if "train" not in builder.info.splits:
+        raise UserError(f"{source}: has no sentences for training, only {', '.join(builder.info.splits)}")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    fingerprint = cache.fingerprint(fingerprint, metadata["content"]) if "content" in metadata else fingerprint
+    return Corpus(source, kind, fingerprint, folder, metadata["skipped"], builder.as_data_source("train"))
 
 
 def _digest(file: pathlib.Path) -> str:

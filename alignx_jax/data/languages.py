@@ -34,7 +34,8 @@ def normalize(code: str) -> str:
     if match:
         language, script, territory = match.groups()
         language = language.lower()
-        language = get_global("language_aliases").get(language, language).split("_")[0]
+        language, *rest = get_global("language_aliases").get(language, language).split("_")
+        script = script or next((part for part in rest if len(part) == 4), None)  # sh is sr_Latn
         territory = territory and territory.upper()
         known = language in _ENGLISH.languages and language not in ("mul", "und", "zxx")
         if known and territory in (None, *_ENGLISH.territories):

@@ -21,7 +21,7 @@ import grain
 import numpy as np
 
 from alignx_jax.batch import Batch
-from alignx_jax.config import Config, UserError
+from alignx_jax.config import Config, DataConfig, UserError
 from alignx_jax.data import cache, corpora, packing, prompts, readers
 from alignx_jax.data.examples import Examples, Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
@@ -331,21 +331,24 @@ def check_languages(languages: Collection[str], language_matching: bool) -> None
         )
 
 
-def multiway(path: str, languages: Sequence[str] = ()) -> dict[str, list[str]]:
+def multiway(path: str, languages: Sequence[str] = (), cache_folder: str = DataConfig.cache) -> dict[str, list[str]]:
     """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
 
     Args:
-      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, a folder of text files, one a language, or
-        `sample`, the held-out sentences.
+      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, a folder of text files, one a language, a
+        published data set such as `flores200:devtest`, or `sample`, the held-out sentences.
       languages: codes to read; empty: all in the file. Lines without all of them are left out.
+      cache_folder: where published data sets are built, `--data.cache`.
 
     Raises:
       UserError: no such file, a bad line, or no line with all languages.
     """
-    file = readers.SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
-    if not file.exists():
-        raise UserError(f"{path}: no such file or folder")
-    lines = list(readers.read_multiway(file))
+    lines = corpora.sentences(path, pathlib.Path(cache_folder))
+    if lines is None:
+        file = readers.SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
+        if not file.exists():
+            raise UserError(f"{path}: no such file or folder")
+        lines = list(readers.read_multiway(file))
     if not lines:
         raise UserError(f"{path}: empty; it needs multi-way sentences, see docs/data.md")
     there = Counter(code for sentences in lines for code in sentences)

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
-from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from alignx_jax.config import UserError
+from alignx_jax.data import fields
+from alignx_jax.data.fields import Bad, BadLine, Record
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines, whole
-from alignx_jax.exits import one_line
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
-
-Record = dict[str, str]
-"""Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,
-language, origin. `origin` is `file:line`. Sentences carry no white space at their ends."""
-
-
-class BadLine(NamedTuple):
-    """A line that gives no record."""
-
-    origin: str
-    reason: str
-
-
-class _Bad(Exception):
-    """Why the line at hand is bad."""
-
-    def at(self, origin: str) -> BadLine:
-        return BadLine(origin, one_line(str(self)))
 
 
 def parallel_files(source: str) -> list[pathlib.Path]:
@@ -81,19 +61,20 @@ def read_parallel(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
         if _kind(file) == ".tsv":
             yield from _records(file, _tsv_pairs(file))
         elif _kind(file) == ".jsonl":
-            yield from _records(file, lambda line: _jsonl_pairs(_object(line)))
+            yield from _records(file, lambda line: _jsonl_pairs(fields.json_object(line)))
     for prefix in dict.fromkeys(filter(None, map(_moses_prefix, files))):
-        yield from _read_moses(prefix)
+        pair = _pair_in(prefix.name.rpartition(".")[2])
+        yield from read_moses(*(_moses_side(prefix, side) for side in pair), *pair)
 
 
 def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
     """The instructions of `instruction_files`, in order."""
     for file in files:
         if _kind(file) == ".jsonl":
-            yield from _records(file, lambda line: [_instruction(_object(line))])
+            yield from _records(file, lambda line: [fields.instruction(fields.json_object(line))])
             continue
         try:
-            items = _decode(whole(file).decode())
+            items = fields.decode(whole(file).decode())
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}: not JSON in UTF-8 ({error}); mend it, or give .jsonl, one object a line"
@@ -103,8 +84,8 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
         for number, item in enumerate(items, 1):
             origin = f"{file}: element {number}"
             try:
-                yield _instruction(item) | {"origin": origin}
-            except _Bad as bad:
+                yield fields.instruction(item) | {"origin": origin}
+            except Bad as bad:
                 yield bad.at(origin)
 
 
@@ -122,10 +103,10 @@ def read_multiway(path: pathlib.Path) -> Iterator[dict[str, str]]:
         return
     for number, raw in lines(path):
         try:
-            text = _text(raw)
+            text = fields.text(raw)
             if text.strip():
-                yield _sentences(_object(text))
-        except _Bad as bad:
+                yield fields.sentences(fields.json_object(text))
+        except Bad as bad:
             raise UserError(f"{path}:{number}: {bad}") from None
 
 
@@ -141,8 +122,8 @@ def _multiway_folder(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     for code, file in files.items():
         for number, raw in lines(file):
             try:
-                sentences[code].append(_sentence(_text(raw), code))
-            except _Bad as bad:
+                sentences[code].append(fields.sentence(fields.text(raw), code))
+            except Bad as bad:
                 raise UserError(f"{file}:{number}: {bad}") from None
     counts = {code: len(lines) for code, lines in sentences.items()}
     if len(set(counts.values())) > 1:
@@ -196,9 +177,14 @@ def _moses_side(prefix: pathlib.Path, side: str) -> pathlib.Path:
     raise UserError(f"{plain}: no such file; the Moses pair {prefix} needs one file for each language")
 
 
-def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
-    source_language, target_language = _pair_in(prefix.name.rpartition(".")[2])
-    left, right = _moses_side(prefix, source_language), _moses_side(prefix, target_language)
+def read_moses(
+    left: pathlib.Path, right: pathlib.Path, source_language: str, target_language: str
+) -> Iterator[Record | BadLine]:
+    """The pairs of two files that match line by line.
+
+    Raises:
+      UserError: they have different numbers of lines.
+    """
     number, others = 0, lines(right)
     for number, source in lines(left):
         _, target = next(others, (0, None))
@@ -207,8 +193,8 @@ def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
         origin = f"{left}:{number}"
         try:
             pair = [_decoded(side, raw) for side, raw in (("src", source), ("tgt", target))]
-            yield _pair(*pair, source_language, target_language) | {"origin": origin}
-        except _Bad as bad:
+            yield fields.pair(*pair, source_language, target_language) | {"origin": origin}
+        except Bad as bad:
             yield bad.at(origin)
     if next(others, None) is not None:
         raise UserError(f"{right} has more lines than {left} ({number}); they have to match line by line")
@@ -216,9 +202,9 @@ def _read_moses(prefix: pathlib.Path) -> Iterator[Record | BadLine]:
 
 def _decoded(field: str, raw: bytes) -> str:
     try:
-        return _text(raw)
-    except _Bad as bad:
-        raise _Bad(f"{field}: {bad}") from None
+        return fields.text(raw)
+    except Bad as bad:
+        raise Bad(f"{field}: {bad}") from None
 
 
 def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
@@ -226,83 +212,13 @@ def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
     for number, raw in lines(file):
         origin = f"{file}:{number}"
         try:
-            text = _text(raw)
+            text = fields.text(raw)
             records = parse(text) if text.strip() else []
-        except _Bad as bad:
+        except Bad as bad:
             yield bad.at(origin)
         else:
             for record in records:
                 yield record | {"origin": origin}
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _Bad(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    """An object without a key that is there twice, of which every reader would take another one."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {name!r} twice in one object")
-    return values
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_once).decode
-
-
-def _object(line: str) -> dict:
-    try:
-        value = _decode(line)
-    except (ValueError, RecursionError) as error:
-        raise _Bad(f"not JSON ({error}); each line has to be one JSON object") from None
-    if not isinstance(value, dict):
-        raise _Bad("not a JSON object; each line has to be one {...}")
-    return value
-
-
-def _string(value, field: str) -> str:
-    if not isinstance(value, str):
-        raise _Bad(f"field {field!r} has to be a text, not {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _Bad(f"field {field!r} holds half of a surrogate pair; write the character itself") from None
-    if "\0" in value:
-        raise _Bad(f"field {field!r} holds a NUL character, as damaged files do; fetch the file again, or mend it")
-    return value.strip()
-
-
-def _sentence(value, field: str) -> str:
-    sentence = _string(value, field)
-    if not sentence:
-        raise _Bad(f"field {field!r} is empty; both sides need a sentence: fill it in or remove the line")
-    return sentence
-
-
-def _language(value, field: str) -> str:
-    try:
-        return normalize(_string(value, field))
-    except UserError as error:
-        raise _Bad(f"field {field!r}: {error}") from None
-
-
-def _get(item: dict, field: str):
-    if field not in item:
-        raise _Bad(f"field {field!r} is missing; the line has {', '.join(map(repr, item)) or 'no fields'}")
-    return item[field]
-
-
-def _pair(source, target, source_language, target_language) -> Record:
-    return {
-        "source": _sentence(source, "src"),
-        "target": _sentence(target, "tgt"),
-        "source_language": _language(source_language, "src_lang"),
-        "target_language": _language(target_language, "tgt_lang"),
-    }
 
 
 def _tsv_pairs(file: pathlib.Path):
@@ -315,45 +231,22 @@ def _tsv_pairs(file: pathlib.Path):
         elif len(columns) == 2 and in_name:
             (source, target), (source_language, target_language) = columns, in_name
         elif len(columns) == 2:
-            raise _Bad("2 columns, and no language pair in the file's name; name the file like de-en.train.tsv")
+            raise Bad("2 columns, and no language pair in the file's name; name the file like de-en.train.tsv")
         else:
-            raise _Bad(f"{len(columns)} columns; a line is src_lang, tgt_lang, src, tgt, or src, tgt, apart by tabs")
-        return [_pair(source, target, source_language, target_language)]
+            raise Bad(f"{len(columns)} columns; a line is src_lang, tgt_lang, src, tgt, or src, tgt, apart by tabs")
+        return [fields.pair(source, target, source_language, target_language)]
 
     return parse
 
 
 def _jsonl_pairs(item: dict) -> list[Record]:
     if "text" not in item:
-        return [_pair(*(_get(item, name) for name in ("src", "tgt", "src_lang", "tgt_lang")))]
-    sentences = _sentences(item)
+        return [fields.pair(*(fields.get(item, name) for name in ("src", "tgt", "src_lang", "tgt_lang")))]
+    sentences = fields.sentences(item)
     if "en" not in sentences or len(sentences) == 1:
-        raise _Bad("field 'text' has to hold 'en' and another language; every other language is paired with English")
+        raise Bad("field 'text' has to hold 'en' and another language; every other language is paired with English")
     return [
         {"source": sentence, "target": sentences["en"], "source_language": language, "target_language": "en"}
         for language, sentence in sentences.items()
         if language != "en"
     ]
-
-
-def _sentences(item: dict) -> dict[str, str]:
-    """The sentences of a multi-way line by normalized language code."""
-    texts = _get(item, "text")
-    if not isinstance(texts, dict):
-        raise _Bad(f"field 'text' has to be an object of sentences by language, not {type(texts).__name__}")
-    sentences = {_language(code, "text"): _sentence(text, f"text.{code}") for code, text in texts.items()}
-    if len(sentences) < len(texts):
-        raise _Bad(f"field 'text' names a language twice: {', '.join(texts)}")
-    return sentences
-
-
-def _instruction(item) -> Record:
-    if not isinstance(item, dict):
-        raise _Bad(f"not an object with instruction, input and output, but {type(item).__name__}")
-    given, language = item.get("input"), item.get("language", item.get("lang"))
-    return {
-        "instruction": _sentence(_get(item, "instruction"), "instruction"),
-        "input": "" if given is None else _string(given, "input"),
-        "output": _sentence(_get(item, "output"), "output"),
-        "language": "" if language in (None, "") else _language(language, "language"),
-    }

@@ -39,7 +39,7 @@ def check(config: Config) -> Material:
     """
     options = config.evaluation
     languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
-    everything = pipeline.multiway(options.sentences, languages)
+    everything = pipeline.multiway(options.sentences, languages, config.data.cache)
     if options.pivot not in everything or len(everything) < 2:
         raise UserError(
             f"{options.sentences}: languages are compared with the pivot {options.pivot} (--evaluation.pivot); "
