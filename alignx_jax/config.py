@@ -50,6 +50,11 @@ class DataConfig:
     pair such as `opus100/de-en`, `sample`."""
     parallel_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
+    temperature: Annotated[float, pydantic.Field(ge=1, allow_inf_nan=False)] = 1.0
+    """An epoch takes n^(1/temperature) of a pair of languages that has n by the weights, scaled to as many examples in
+    all: 1 as they are, 5 flatter, 100 nearly the same of each."""
+    pairs: Literal["pivot", "all"] = "pivot"
+    """Pairs made of a multi-way line: each language with English, or every two languages."""
     instructions: tuple[str, ...] = ("sample",)
     """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, a published language such
     as `bactrian_x/de`, or `sample`."""

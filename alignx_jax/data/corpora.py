@@ -30,6 +30,7 @@ class SourceConfig(tfds.core.BuilderConfig):
 
     files: tuple[pathlib.Path, ...] = ()
     on_error: Literal["stop", "skip"] = "stop"
+    pairs: Literal["pivot", "all"] = "pivot"
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
@@ -38,7 +39,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
     url_infos: ClassVar = {}  # no downloads; TFDS 4.9.10 looks for them through a package that it does not require
     FIELDS: tuple[str, ...]
-    READ: Callable[[list[pathlib.Path]], Iterator[readers.Record | readers.BadLine]]
+    READ: Callable[..., Iterator[readers.Record | readers.BadLine]]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -48,6 +49,9 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(skipped=0),
         )
 
+    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
+        return type(self).READ(files)
+
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
         return {"train": self._generate_examples()}
@@ -55,7 +59,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         count = 0
         with open(self.data_path / "skipped.txt", "w", encoding="utf-8") as skipped:
-            for record in type(self).READ(list(self.builder_config.files)):
+            for record in self._read(list(self.builder_config.files)):
                 if isinstance(record, dict):
                     yield count, record
                     count += 1
@@ -74,6 +78,9 @@ class ParallelText(_TextBuilder):
 
     FIELDS = ("source", "target", "source_language", "target_language", "origin")
     READ = staticmethod(readers.read_parallel)
+
+    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
+        return type(self).READ(files, self.builder_config.pairs)
 
 
 class Instructions(_TextBuilder):
@@ -111,8 +118,17 @@ class Corpus:
         return [{field: value.decode() for field, value in record.items()} for record in records]
 
 
-def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Literal["stop", "skip"]) -> Corpus:
+def prepare(
+    kind: Kind,
+    source: str,
+    cache_folder: pathlib.Path,
+    on_error: Literal["stop", "skip"],
+    pairs: Literal["pivot", "all"] = "pivot",
+) -> Corpus:
     """Reads a source into `cache_folder`, or finds it there from an earlier run over the same content.
+
+    Args:
+      pairs: of a multi-way line of parallel text.
 
     Raises:
       UserError: no such source, or (with `on_error="stop"`) its first bad line, with file, line, field and the remedy.
@@ -122,8 +138,8 @@ def prepare(kind: Kind, source: str, cache_folder: pathlib.Path, on_error: Liter
         return _corpus(kind, source, f"{builder.name}/{name}", _build(builder, name, kind, cache_folder))
     files = _FILES[kind](source)
     contents = [(str(file), _digest(file)) for file in files]
-    fingerprint = cache.fingerprint(FORMAT, kind, on_error, contents)
-    config = SourceConfig(name=kind, files=tuple(files), on_error=on_error)
+    fingerprint = cache.fingerprint(FORMAT, kind, on_error, *([pairs] if kind == "parallel" else []), contents)
+    config = SourceConfig(name=kind, files=tuple(files), on_error=on_error, pairs=pairs)
     build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
 
     with _quiet():

@@ -23,24 +23,10 @@ import numpy as np
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, DataConfig, UserError
 from alignx_jax.data import cache, corpora, packing, prompts, readers
-from alignx_jax.data.examples import Examples, Progress, encode, hold_out
+from alignx_jax.data.examples import Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
+from alignx_jax.data.mixture import Part, balanced, mixed
 from alignx_jax.data.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Some of the examples of a source, and how often an epoch takes each."""
-
-    examples: Examples
-    chosen: np.ndarray
-    """[n] int64 places in `examples.index`."""
-    weight: float
-    languages: np.ndarray
-    """[languages of the source] int32 ids among all languages of the run."""
-
-    def __len__(self) -> int:
-        return len(self.chosen)
 
 
 class Split:
@@ -55,7 +41,7 @@ class Split:
 
     def __init__(
         self,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         config: Config,
         *,
         spans: bool,
@@ -179,7 +165,7 @@ class Split:
         epoch = bisect.bisect_right(self._ends, row)
         return self._plan(epoch)[row - (self._ends[epoch - 1] if epoch else 0)].tolist()
 
-    def _entry(self, example: int) -> tuple[_Part, np.void]:
+    def _entry(self, example: int) -> tuple[Part, np.void]:
         number = bisect.bisect_right(self._first, example) - 1
         part = self._parts[number]
         return part, part.examples.index[part.chosen[example - self._first[number]]]
@@ -270,7 +256,7 @@ def build(
     for kind, (sources, weights) in kinds.items():
         if not sources:
             raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
-        found = [corpora.prepare(kind, source, folder, data.on_error) for source in sources]
+        found = [corpora.prepare(kind, source, folder, data.on_error, data.pairs) for source in sources]
         examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found]
         for one in examples:
             dropped.update(one.dropped)
@@ -280,7 +266,7 @@ def build(
             dropped["duplicate of a validation record"] += duplicates
         for parts, chosen in ((train, training), (validation, held)):
             parts[kind] = [
-                _Part(one, where, weight, np.array([codes.index(code) for code in one.languages], np.int32))
+                Part(one, where, weight, np.array([codes.index(code) for code in one.languages], np.int32))
                 for one, where, weight in zip(examples, chosen, weights or [1.0] * len(examples), strict=True)
             ]
         languages = languages or tuple(codes)
@@ -288,34 +274,25 @@ def build(
     if stage == "1":
         check_languages(languages, config.objective.language_matching.weight != 0)
 
+    if "parallel" in train:
+        train["parallel"] = balanced(train["parallel"], data.temperature)
     spans = stage == "1"
     held_parts = {kind: [dataclasses.replace(part, weight=1.0) for part in parts] for kind, parts in validation.items()}
     return Data(
         train=Split(
-            _mixed(train, share),
+            mixed(train, share),
             config,
             spans=spans,
             seed=config.seed,
             epochs=config.training.epochs,
             steps=config.training.steps,
         ),
-        validation=Split(_mixed(held_parts, share), config, spans=spans, seed=0, epochs=1, steps=None),
+        validation=Split(mixed(held_parts, share), config, spans=spans, seed=0, epochs=1, steps=None),
         pairs=spans,
         languages=languages,
         dropped=dict(dropped),
         corpora=tuple(prepared),
     )
-
-
-def _mixed(parts: dict[corpora.Kind, list[_Part]], share: float) -> list[_Part]:
-    """All parts; where both kinds are there, translations weighted so that they are `share` of an epoch."""
-    instructions, parallel = parts.get("instructions", []), parts.get("parallel", [])
-    if not (instructions and parallel):
-        return instructions + parallel
-    wanted = sum(len(part) * part.weight for part in instructions) * share / (1 - share)
-    there = sum(len(part) * part.weight for part in parallel)
-    scale = wanted / there if there else 0.0
-    return instructions + [dataclasses.replace(part, weight=part.weight * scale) for part in parallel]
 
 
 def check_languages(languages: Collection[str], language_matching: bool) -> None:

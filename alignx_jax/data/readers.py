@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from alignx_jax.config import UserError
 from alignx_jax.data import fields
@@ -55,13 +57,13 @@ def instruction_files(source: str) -> list[pathlib.Path]:
     return [path]
 
 
-def read_parallel(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
-    """The pairs of `parallel_files`, in order."""
+def read_parallel(files: list[pathlib.Path], pairs: Literal["pivot", "all"] = "pivot") -> Iterator[Record | BadLine]:
+    """The pairs of `parallel_files`, in order; `pairs` of a multi-way line, as `--data.pairs` has it."""
     for file in files:
         if _kind(file) == ".tsv":
             yield from _records(file, _tsv_pairs(file))
         elif _kind(file) == ".jsonl":
-            yield from _records(file, lambda line: _jsonl_pairs(fields.json_object(line)))
+            yield from _records(file, lambda line: _jsonl_pairs(fields.json_object(line), pairs))
     for prefix in dict.fromkeys(filter(None, map(_moses_prefix, files))):
         pair = _pair_in(prefix.name.rpartition(".")[2])
         yield from read_moses(*(_moses_side(prefix, side) for side in pair), *pair)
@@ -239,14 +241,16 @@ def _tsv_pairs(file: pathlib.Path):
     return parse
 
 
-def _jsonl_pairs(item: dict) -> list[Record]:
+def _jsonl_pairs(item: dict, pairs: str) -> list[Record]:
     if "text" not in item:
         return [fields.pair(*(fields.get(item, name) for name in ("src", "tgt", "src_lang", "tgt_lang")))]
     sentences = fields.sentences(item)
-    if "en" not in sentences or len(sentences) == 1:
+    if pairs == "pivot" and ("en" not in sentences or len(sentences) == 1):
         raise Bad("field 'text' has to hold 'en' and another language; every other language is paired with English")
+    if len(sentences) == 1:
+        raise Bad("field 'text' has to hold two languages or more; every two of them are a pair")
+    ways = [(code, "en") for code in sentences if code != "en"]
     return [
-        {"source": sentence, "target": sentences["en"], "source_language": language, "target_language": "en"}
-        for language, sentence in sentences.items()
-        if language != "en"
+        {"source": sentences[one], "target": sentences[other], "source_language": one, "target_language": other}
+        for one, other in (itertools.combinations(sentences, 2) if pairs == "all" else ways)
     ]

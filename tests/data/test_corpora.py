@@ -64,6 +64,25 @@ def test_multiway_lines_are_paired_with_english(tmp_path):
     ]
 
 
+def test_every_two_languages_of_a_multiway_line(tmp_path):
+    path = tmp_path / "ways.jsonl"
+    path.write_bytes(
+        _jsonl([{"text": {"de": "Tag", "en": "day", "fr": "jour"}}, {"text": {"fr": "soleil", "sw": "jua"}}])
+    )
+    corpus = corpora.prepare("parallel", str(path), tmp_path / "cache", "stop", "all")
+    assert _all(corpus) == [
+        ("de", "en", "Tag", "day"),
+        ("de", "fr", "Tag", "jour"),
+        ("en", "fr", "day", "jour"),
+        ("fr", "sw", "soleil", "jua"),
+    ]
+    with pytest.raises(UserError, match=r"ways.jsonl:2: field 'text' has to hold 'en'"):
+        _prepare(path, tmp_path)  # of other pairs there is another cache
+    path.write_bytes(_jsonl([{"text": {"fr": "soleil"}}]))
+    with pytest.raises(UserError, match="two languages or more"):
+        corpora.prepare("parallel", str(path), tmp_path / "cache", "stop", "all")
+
+
 def test_moses_pairs(tmp_path):
     (tmp_path / "corpus.de-en.de").write_text("".join(f"{s}\n" for s, _ in PAIRS), encoding="utf-8")
     (tmp_path / "corpus.de-en.en").write_text("".join(f"{t}\n" for _, t in PAIRS), encoding="utf-8")
@@ -234,8 +253,8 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(tmp_path, mo
     path.write_bytes(FORMATS["four.tsv"])
     read = corpora.ParallelText.READ
 
-    def interrupted(files):
-        yield next(read(files))
+    def interrupted(files, pairs):
+        yield next(read(files, pairs))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -89,6 +89,17 @@ def test_every_pair_is_seen_in_both_directions_every_epoch(folder, tiny_tokenize
     assert data.train.num_examples + 40 + sum(data.dropped.values()) == 2 * 240
 
 
+def test_a_temperature_balances_the_pairs_of_training_alone(folder, tiny_tokenizer):
+    data, flat = (pipeline.build(_config(folder, temperature=t), "1", tiny_tokenizer) for t in (1.0, 1e6))
+    count = Counter()
+    for batch in flat.train.batches():
+        for pair in zip(batch.source_language[batch.valid], batch.target_language[batch.valid], strict=True):
+            count[tuple(sorted(map(int, pair)))] += 1
+    assert len(count) == len(LANGUAGES) and max(count.values()) - min(count.values()) <= 2 * 2  # sources x epochs
+    assert sum(count.values()) == pytest.approx(2 * data.train.num_examples, abs=2 * len(LANGUAGES))
+    assert _pairs(flat.validation.batches()) == _pairs(data.validation.batches())
+
+
 def test_a_held_out_pair_is_not_trained_on_the_other_way_round(tmp_path, tiny_tokenizer):
     pairs = [_pair(number) for number in range(60)]
     (tmp_path / "a.tsv").write_text("".join(f"{code}\ten\t{s}\t{t}\n" for code, s, t in pairs), encoding="utf-8")
