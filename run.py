@@ -28,7 +28,8 @@ from alignx_jax import card, exits, hosts, machines, plan_table, sharding, stora
 from alignx_jax import config as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config, UserError
-from alignx_jax.data import cache, pipeline, tokenizer
+from alignx_jax.data import cache, pipeline, report, tokenizer
+from alignx_jax.data.examples import Examples
 from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.training import durable, loop, progress, runs, stopping
@@ -151,12 +152,24 @@ class Session:
 
 
 def prepare(session: Session) -> None:
-    """Both stages' data into the cache."""
+    """Both stages' data into the cache, and a report on what is in them."""
+    found: dict[tuple[str, str], Examples] = {}
     for stage in ("1", "2"):
         source = session.source(session.config.model or "sample")
         session.console.rule(f"prepare stage {stage}", align="left")
         session.show_source(source)
-        session.data(stage, source)
+        for one in session.data(stage, source).sources:
+            found.setdefault((one.corpus.kind, one.corpus.source), one)
+
+    def tell() -> None:
+        facts = report.facts(list(found.values()))
+        session.console.print(report.show(facts))
+        session.run.mkdir(parents=True, exist_ok=True)
+        durable.write(session.run / "corpus.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        durable.write(session.run / "corpus.html", report.html(facts))
+
+    hosts.first("corpus report", tell)
+    session.line("report", f"{session.run / 'corpus.json'}, {session.run / 'corpus.html'}")
     session.line("cache", session.config.data.cache)
 
 

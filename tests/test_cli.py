@@ -256,9 +256,13 @@ def test_examples_beyond_the_cutoff_are_dropped_and_counted(program, refusal, tm
     for line in lines[:3]:
         line["src"] = " ".join([line["src"]] * 50)
     file = write(tmp_path / "long.jsonl", *lines)
-    program("--stage=prepare", f"--data.parallel={file}")
+    program("--stage=prepare", f"--data.parallel={file}", f"--run={tmp_path / 'looked at'}")
     stage_1, stage_2 = capsys.readouterr().out.split("prepare stage 2")
     assert "left out: 6 " in stage_1 and "left out: 6 " in stage_2  # both directions of three pairs
+    report = json.loads((tmp_path / "looked at" / "corpus.json").read_text(encoding="utf-8"))
+    assert report["sources"][0]["dropped"] == {"overlong": 6} and report["directions"]["de > en"]["examples"] == 37
+    assert "examples by direction" in stage_2
+    assert (tmp_path / "looked at" / "corpus.html").is_file()
     message = refusal("--data.cutoff=8", f"--data.parallel={file}")
     assert f"{file}: every example was dropped" in message and ": 80" in message and "--data.cutoff" in message
 

@@ -23,7 +23,7 @@ import numpy as np
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, DataConfig, UserError
 from alignx_jax.data import cache, corpora, packing, prompts, readers
-from alignx_jax.data.examples import Progress, encode, hold_out
+from alignx_jax.data.examples import Examples, Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.mixture import Part, balanced, mixed
 from alignx_jax.data.tokenizer import Tokenizer
@@ -214,8 +214,13 @@ class Data:
     """Codes of the parallel text's languages; `Batch` holds places in it."""
     dropped: dict[str, int]
     """Examples left out, by reason."""
-    corpora: tuple[corpora.Corpus, ...]
-    """The prepared sources, with the bad lines that each skipped."""
+    sources: tuple[Examples, ...]
+    """The encoded sources."""
+
+    @property
+    def corpora(self) -> tuple[corpora.Corpus, ...]:
+        """The prepared sources, with the bad lines that each skipped."""
+        return tuple(one.corpus for one in self.sources)
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the trained model wants to know of its data, as JSON: languages and numbers."""
@@ -252,7 +257,7 @@ def build(
     template = prompts.load(data.template)
     folder = pathlib.Path(data.cache)
 
-    train, validation, dropped, languages, prepared = {}, {}, Counter(), (), []
+    train, validation, dropped, languages, encoded = {}, {}, Counter(), (), []
     for kind, (sources, weights) in kinds.items():
         if not sources:
             raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
@@ -270,7 +275,7 @@ def build(
                 for one, where, weight in zip(examples, chosen, weights or [1.0] * len(examples), strict=True)
             ]
         languages = languages or tuple(codes)
-        prepared += found
+        encoded += examples
     if stage == "1":
         check_languages(languages, config.objective.language_matching.weight != 0)
 
@@ -291,7 +296,7 @@ def build(
         pairs=spans,
         languages=languages,
         dropped=dict(dropped),
-        corpora=tuple(prepared),
+        sources=tuple(encoded),
     )
 
 

@@ -7,7 +7,6 @@ Shapes: N sentences, B resamples, S sums.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -23,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import sacrebleu
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
-from alignx_jax.config import TranslationConfig, UserError
-from alignx_jax.data.languages import language_name, normalize
+from alignx_jax.config import TranslationConfig
+from alignx_jax.data.identify import LEAST, is_improbable, label_of
+from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import statistics
 from alignx_jax.evaluation.translation import COMET, Direction
 
@@ -41,7 +40,6 @@ _TOKENIZERS = {
     **dict.fromkeys(("th", "lo", "km", "my", "bo"), ("char",)),  # no spaces between words: 13a would find one
 }
 """sacrebleu's tokenizers of BLEU by target language, the first that is installed; 13a for all others."""
-_LEAST = 0.2  # probability of the target language; what it was chosen by is in docs/decisions.md
 _NOTED = 0.01  # share of references called off-target that is worth a note
 _SAMPLES = 24
 
@@ -219,14 +217,14 @@ def _add_comet(result: Result, checkpoint: str) -> None:
 
 
 def _add_rates(result: Result) -> None:
-    result.signatures["off_target"] = f"py3langid:{importlib.metadata.version('py3langid')}|probability:<{_LEAST}"
+    result.signatures["off_target"] = f"py3langid:{importlib.metadata.version('py3langid')}|probability:<{LEAST}"
     for (source, target), lines in result.outputs.items():
         text_N, every_N = np.array([bool(line) for line in lines]), np.ones(len(lines), bool)
         pairs = zip(map(_bare, lines), map(_bare, result.sentences[source]), strict=True)
         rates = {"copy": (np.array([a == b != "" for a, b in pairs]), every_N), "empty": (~text_N, every_N)}
-        label = _label(target)
+        label = label_of(target)
         if label is not None and text_N.any():
-            off_N = np.array([bool(line) and _is_off_target(line, label) for line in lines])
+            off_N = np.array([bool(line) and is_improbable(line, label) for line in lines])
             rates = {"off_target": (off_N, text_N)} | rates
         for name, (hits_N, of_N) in rates.items():
             sums_NxS = np.stack([hits_N, of_N], axis=1).astype(np.float64)
@@ -238,41 +236,14 @@ def _bare(text: str) -> str:
     return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
 
 
-@functools.cache
-def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-@functools.cache
-def _label(code: str) -> str | None:
-    """What the language identifier calls a language, whatever its script; None if it does not know it."""
-    language = code.partition("-")[0]
-    if language == "nb":
-        return "no"  # its Norwegian is Bokmal
-    for label in _identifier().labels:
-        with contextlib.suppress(UserError):  # a few are not in CLDR
-            if normalize(label) == language:
-                return label
-    return None
-
-
-def _is_off_target(text: str, label: str) -> bool:
-    """Whether the identifier holds the language for improbable.
-
-    That another one is more probable is so of one Indonesian sentence in ten. Chosen among the languages of the
-    evaluation alone, an output in any other language would be taken for one of them.
-    """
-    return dict(_identifier().rank(text))[label] < _LEAST
-
-
 def _notes_on_identifier(references: Mapping[str, Sequence[str]]) -> list[str]:
     """What it does not know, and where it is wrong, which the references show."""
     notes, wrong = [], []
     for code, lines in references.items():
-        label = _label(code)
+        label = label_of(code)
         if label is None:
             notes.append(f"No off-target rate of {language_name(code)}, which the language identifier does not know.")
-        elif (rate := np.mean([_is_off_target(line, label) for line in lines])) >= _NOTED:
+        elif (rate := np.mean([is_improbable(line, label) for line in lines])) >= _NOTED:
             wrong.append(f"{language_name(code)} {100 * rate:.1f}%")
     if wrong:
         notes.append(f"The language identifier calls references off-target, too: {', '.join(wrong)}.")

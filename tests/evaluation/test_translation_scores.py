@@ -180,13 +180,6 @@ def test_what_the_identifier_does_not_know_or_takes_for_another_is_said():
     assert "The language identifier calls references off-target, too: English 50.0%." in result.notes
 
 
-@pytest.mark.parametrize(
-    ("code", "label"), [("zh-Hant", "zh"), ("nb", "no"), ("no", "no"), ("fil", "tl"), ("ht", "ht"), ("ee", None)]
-)
-def test_names_of_the_identifier(code, label):
-    assert translation_scores._label(code) == label
-
-
 PROGRAM = f"""#!{sys.executable}
 import argparse, json
 parser = argparse.ArgumentParser()

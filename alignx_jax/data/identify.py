@@ -1,0 +1,45 @@
+"""Which language a text is in, by py3langid."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from alignx_jax.config import UserError
+from alignx_jax.data.languages import normalize
+
+LEAST = 0.2  # probability of the target language; what it was chosen by is in docs/decisions.md
+
+
+@functools.cache
+def _identifier() -> LanguageIdentifier:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@functools.cache
+def label_of(code: str) -> str | None:
+    """What the language identifier calls a language, whatever its script; None if it does not know it."""
+    language = code.partition("-")[0]
+    if language == "nb":
+        return "no"  # its Norwegian is Bokmal
+    for label in _identifier().labels:
+        with contextlib.suppress(UserError):  # a few are not in CLDR
+            if normalize(label) == language:
+                return label
+    return None
+
+
+def is_improbable(text: str, label: str) -> bool:
+    """Whether the identifier holds the language for improbable.
+
+    That another one is more probable is so of one Indonesian sentence in ten. Chosen among the languages
+    at hand alone, a text in any other language would be taken for one of them.
+    """
+    return dict(_identifier().rank(text))[label] < LEAST
+
+
+def most_probable(text: str) -> str:
+    """The identifier's own code of the language that it takes a text for."""
+    return _identifier().classify(text)[0]

@@ -1,0 +1,176 @@
+"""What is in a corpus: examples and their lengths by direction, duplicates, what was left out, languages in doubt."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from alignx_jax.data.examples import Examples
+from alignx_jax.data.identify import is_improbable, label_of, most_probable
+
+CHECKED = 500
+"""Most records of a source and pair whose languages are identified, spread evenly over it."""
+_SHOWN = 5  # sentences of a language, and places of a bad line
+_BINS = 16
+_BARS = " ▁▂▃▄▅▆▇█"
+_BAD_LINE = re.compile(r"(.*?: ?(?:element )?\d+): (.*)")
+
+
+def facts(sources: Sequence[Examples]) -> dict[str, Any]:
+    """The report as JSON.
+
+    - `sources`: of each its `records`, `bad_lines` and `dropped` examples, by reason.
+    - `directions`: of each its `examples`, `tokens` (mean, median, 95th percentile, longest, all) and `histogram` of
+      lengths between `edges`, prompt and special tokens included; and `duplicates`, examples whose record's text occurs
+      before in the same direction of any source. Instructions are one "direction" a source, named by it.
+    - `languages`: of each language the sentences `checked` and those `doubtful`, to whose language py3langid gives a
+      probability below 0.2, which other one it takes them for, and a few of them with their places. A language that it
+      does not know has null.
+    """
+    by_direction: dict[str, list[np.ndarray]] = defaultdict(list)
+    for one in sources:
+        for name, index in _directions(one):
+            by_direction[name].append(index)
+    longest = max((int(one.index["length"].max()) for one in sources), default=1)
+    edges = np.unique(np.linspace(0, longest + 1, _BINS + 1).astype(int))
+    return {
+        "sources": [_source(one) for one in sources],
+        "edges": edges.tolist(),
+        "directions": {name: _direction(by_direction[name], edges) for name in sorted(by_direction)},
+        "languages": _languages([one for one in sources if one.corpus.kind == "parallel"]),
+    }
+
+
+def show(found: dict[str, Any]) -> Group:
+    """The report for a screen."""
+    directions = Table(title="examples by direction", title_justify="left")
+    for name in ("direction", "examples", "duplicates", "mean tokens", "95 %", "longest", "lengths"):
+        directions.add_column(name, justify="left" if name in ("direction", "lengths") else "right", no_wrap=True)
+    for name, one in found["directions"].items():
+        tokens = (f"{one['tokens'][key]:,.0f}" for key in ("mean", "p95", "max"))
+        directions.add_row(
+            escape(name.rpartition("/")[2]),
+            f"{one['examples']:,}",
+            f"{one['duplicates']:,}",
+            *tokens,
+            _bars(one["histogram"]),
+        )
+    out = Table(title="left out", title_justify="left")
+    for name in ("source", "reason", "number"):
+        out.add_column(name, justify="right" if name == "number" else "left")
+    for one in found["sources"]:
+        for reason, count in [*one["bad_lines"].items(), *one["dropped"].items()]:
+            out.add_row(escape(one["source"]), escape(reason), f"{count:,}")
+    languages = Table(title="languages in doubt", title_justify="left")
+    for name in ("language", "checked", "doubtful", "taken for", "such as"):
+        languages.add_column(name, justify="right" if name in ("checked", "doubtful") else "left")
+    for code, one in found["languages"].items():
+        if one is None:
+            languages.add_row(code, "", "", "", "py3langid does not know it")
+        elif one["doubtful"]:
+            taken = (
+                ", ".join(f"{label} {count}" for label, count in list(one["taken_for"].items())[:3]) or "nothing clear"
+            )
+            example = one["examples"][0]
+            such = escape(f"{example['text'][:40]} ({example['origin'].rpartition('/')[2]})")
+            share = f"{one['doubtful']:,} ({one['doubtful'] / one['checked']:.1%})"
+            languages.add_row(code, f"{one['checked']:,}", share, taken or "nothing clear", such)
+    return Group(*(table for table in (directions, out, languages) if table.row_count))
+
+
+def html(found: dict[str, Any]) -> str:
+    """The report as a page that needs no other file."""
+    console = Console(record=True, file=io.StringIO(), width=160)
+    console.print(show(found))
+    return console.export_html()
+
+
+def _directions(one: Examples) -> list[tuple[str, np.ndarray]]:
+    if one.corpus.kind == "instructions":
+        return [(f"instructions of {one.corpus.source}", one.index)]
+    codes = np.stack([one.index["source_language"], one.index["target_language"]], axis=1)
+    found = []
+    for pair in np.unique(codes, axis=0):
+        source, target = (one.languages[code] for code in pair)
+        found.append((f"{source} > {target}", one.index[(codes == pair).all(axis=1)]))
+    return found
+
+
+def _direction(indexes: list[np.ndarray], edges: np.ndarray) -> dict[str, Any]:
+    lengths = np.concatenate([index["length"] for index in indexes])
+    texts = np.concatenate([index["record_hash"] for index in indexes])
+    tokens = {"mean": float(lengths.mean()), "median": float(np.median(lengths)), "max": int(lengths.max())}
+    return {
+        "examples": len(lengths),
+        "duplicates": len(texts) - len(np.unique(texts)),
+        "tokens": tokens | {"p95": float(np.percentile(lengths, 95)), "all": int(lengths.sum())},
+        "histogram": np.histogram(lengths, edges)[0].tolist(),
+    }
+
+
+def _source(one: Examples) -> dict[str, Any]:
+    reasons = Counter()
+    for line in (one.corpus.folder / "skipped.txt").read_text(encoding="utf-8").splitlines():
+        match = _BAD_LINE.fullmatch(line)
+        reason = (match.group(2) if match else line).partition(";")[0]
+        reasons[re.sub(r"\d+", "N", reason)] += 1  # at which byte is in the file
+    return {
+        "kind": one.corpus.kind,
+        "source": one.corpus.source,
+        "records": len(one.corpus),
+        "bad_lines": dict(reasons.most_common()),
+        "dropped": one.dropped,
+    }
+
+
+def _languages(sources: Sequence[Examples]) -> dict[str, Any]:
+    checked, doubtful, taken, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
+    for one in sources:
+        for records in _sample(one):
+            for record in one.corpus.records(records):
+                for side in ("source", "target"):
+                    code, text = record[f"{side}_language"], record[side]
+                    label = label_of(code)
+                    checked[code] += 1
+                    if label is None or not is_improbable(text, label):
+                        continue
+                    doubtful[code] += 1
+                    if (other := most_probable(text)) != label:  # the first of many that are about as probable
+                        taken[code][other] += 1
+                    if len(examples[code]) < _SHOWN:
+                        examples[code].append({"origin": record["origin"], "text": text})
+    return {
+        code: {
+            "checked": checked[code],
+            "doubtful": doubtful[code],
+            "taken_for": dict(taken[code].most_common()),
+            "examples": examples[code],
+        }
+        if label_of(code)
+        else None
+        for code in sorted(checked)
+    }
+
+
+def _sample(one: Examples) -> list[np.ndarray]:
+    """Records of each pair of languages, whatever the directions that examples are made of."""
+    codes = np.sort(np.stack([one.index["source_language"], one.index["target_language"]], axis=1), axis=1)
+    found = []
+    for pair in np.unique(codes, axis=0):
+        records = np.unique(one.index["record"][(codes == pair).all(axis=1)])
+        count = min(CHECKED, len(records))
+        found.append(records[np.arange(count) * len(records) // count])
+    return found
+
+
+def _bars(histogram: Sequence[int]) -> str:
+    most = max(histogram)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in histogram)
