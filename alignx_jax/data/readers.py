@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from alignx_jax.config import UserError
-from alignx_jax.data import fields
+from alignx_jax.data import arrow_files, fields
 from alignx_jax.data.fields import Bad, BadLine, Record
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines, whole
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
+
+
+_PARALLEL = (".tsv", ".jsonl", *arrow_files.KINDS)
+_INSTRUCTIONS = (".json", ".jsonl", *arrow_files.KINDS)
 
 
 def parallel_files(source: str) -> list[pathlib.Path]:
@@ -27,11 +31,14 @@ def parallel_files(source: str) -> list[pathlib.Path]:
         return [SAMPLE / "parallel.train.jsonl.gz"]
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
-        return _of_folder(path, lambda file: _kind(file) in (".tsv", ".jsonl") or _moses_prefix(file) is not None)
+        return arrow_files.of_dataset(path) or _of_folder(
+            path, lambda file: _kind(file) in _PARALLEL or _moses_prefix(file) is not None
+        )
     if path.is_file():
-        if _kind(path) not in (".tsv", ".jsonl"):
+        if _kind(path) not in _PARALLEL:
             raise UserError(
-                f"{source}: parallel text is read from .tsv and .jsonl files (.gz too); name a Moses pair by its prefix"
+                f"{source}: parallel text is read from .tsv and .jsonl (.gz too), .parquet and .arrow files; name a "
+                "Moses pair by its prefix"
             )
         return [path]
     if pair := _pair_in(path.name.rpartition(".")[2]):
@@ -49,11 +56,14 @@ def instruction_files(source: str) -> list[pathlib.Path]:
         return [SAMPLE / "instructions.jsonl.gz"]
     path = pathlib.Path(source).expanduser()
     if path.is_dir():
-        return _of_folder(path, lambda file: _kind(file) in (".json", ".jsonl"))
+        return arrow_files.of_dataset(path) or _of_folder(path, lambda file: _kind(file) in _INSTRUCTIONS)
     if not path.is_file():
         raise UserError(f"{source}: no such file or folder")
-    if _kind(path) not in (".json", ".jsonl"):
-        raise UserError(f"{source}: instructions are read from .json and .jsonl files (.gz too); rename or convert it")
+    if _kind(path) not in _INSTRUCTIONS:
+        raise UserError(
+            f"{source}: instructions are read from .json and .jsonl (.gz too), .parquet and .arrow files; rename or "
+            "convert it"
+        )
     return [path]
 
 
@@ -63,7 +73,9 @@ def read_parallel(files: list[pathlib.Path], pairs: Literal["pivot", "all"] = "p
         if _kind(file) == ".tsv":
             yield from _records(file, _tsv_pairs(file))
         elif _kind(file) == ".jsonl":
-            yield from _records(file, lambda line: _jsonl_pairs(fields.json_object(line), pairs))
+            yield from _records(file, lambda line: _pairs(fields.json_object(line), pairs))
+        elif _kind(file) in arrow_files.KINDS:
+            yield from _rows(file, lambda row: _pairs(row, pairs))
     for prefix in dict.fromkeys(filter(None, map(_moses_prefix, files))):
         pair = _pair_in(prefix.name.rpartition(".")[2])
         yield from read_moses(*(_moses_side(prefix, side) for side in pair), *pair)
@@ -74,6 +86,9 @@ def read_instructions(files: list[pathlib.Path]) -> Iterator[Record | BadLine]:
     for file in files:
         if _kind(file) == ".jsonl":
             yield from _records(file, lambda line: [fields.instruction(fields.json_object(line))])
+            continue
+        if _kind(file) in arrow_files.KINDS:
+            yield from _rows(file, lambda row: [fields.instruction(row)])
             continue
         try:
             items = fields.decode(whole(file).decode())
@@ -223,6 +238,19 @@ def _records(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
                 yield record | {"origin": origin}
 
 
+def _rows(file: pathlib.Path, parse) -> Iterator[Record | BadLine]:
+    """`parse(row) -> list of records` over a Parquet or Arrow file."""
+    for number, row in arrow_files.rows(file):
+        origin = f"{file}: row {number}"
+        try:
+            if isinstance(row, Bad):
+                raise row
+            for record in parse(row):
+                yield record | {"origin": origin}
+        except Bad as bad:
+            yield bad.at(origin)
+
+
 def _tsv_pairs(file: pathlib.Path):
     in_name = next(filter(None, map(_pair_in, file.name.split("."))), None)
 
@@ -241,7 +269,12 @@ def _tsv_pairs(file: pathlib.Path):
     return parse
 
 
-def _jsonl_pairs(item: dict, pairs: str) -> list[Record]:
+def _pairs(item: dict, pairs: str) -> list[Record]:
+    if isinstance(texts := item.get("translation"), dict):  # as Hugging Face has pairs
+        if len(texts) != 2:
+            raise Bad(f"field 'translation' has to hold two languages, not {len(texts)} ({', '.join(texts)})")
+        (source_language, source), (target_language, target) = texts.items()
+        return [fields.pair(source, target, source_language, target_language)]
     if "text" not in item:
         return [fields.pair(*(fields.get(item, name) for name in ("src", "tgt", "src_lang", "tgt_lang")))]
     sentences = fields.sentences(item)

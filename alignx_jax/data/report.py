@@ -21,7 +21,7 @@ CHECKED = 500
 _SHOWN = 5  # sentences of a language, and places of a bad line
 _BINS = 16
 _BARS = " ▁▂▃▄▅▆▇█"
-_BAD_LINE = re.compile(r"(.*?: ?(?:element )?\d+): (.*)")
+_BAD_LINE = re.compile(r"(.*?: ?(?:element |row )?\d+): (.*)")
 
 
 def facts(sources: Sequence[Examples]) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Rows of Parquet files and of folders that Hugging Face `datasets` saved; pyarrow reads them and runs no code."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignx_jax.config import UserError
+from alignx_jax.data.fields import Bad
+
+KINDS = (".parquet", ".arrow")
+
+
+def of_dataset(folder: pathlib.Path) -> list[pathlib.Path] | None:
+    """The Arrow files of a folder of `save_to_disk`, in their order; None if it is no such folder.
+
+    Of several splits that is `train`.
+
+    Raises:
+      UserError: no split for training, or a folder that is not whole.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        if not (folder / "train").is_dir():
+            raise UserError(f"{folder}: the data set has no split 'train'; name the folder of a split in it")
+        folder = folder / "train"
+    state = folder / "state.json"
+    if not state.is_file():
+        return None
+    try:
+        return [folder / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{state}: does not name the files of the data set ({error}); save it again") from None
+
+
+def rows(file: pathlib.Path) -> Iterator[tuple[int, dict | Bad]]:
+    """Numbered rows, each a dict of what is not null in it, or why it cannot be read.
+
+    Raises:
+      UserError: the file is not what its name says.
+    """
+    number = 0
+    try:
+        if file.suffix == ".parquet":
+            batches = pq.ParquetFile(file).iter_batches(batch_size=1024)
+        else:
+            batches = pa.ipc.open_stream(pa.memory_map(str(file)))
+        for batch in batches:
+            for place in range(len(batch)):
+                number += 1
+                yield number, _row(batch.slice(place, 1))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{file}: row {number + 1}: damaged, or no such file as its name says ({reason})") from None
+
+
+def _row(row) -> dict | Bad:
+    try:
+        row.validate(full=True)  # offsets that point elsewhere, text that is not UTF-8
+        return _present(row.to_pylist()[0])
+    except ValueError as error:  # ArrowInvalid is one
+        return Bad(f"cannot be read ({str(error).splitlines()[0]})")
+
+
+def _present(value):
+    """`value` without the nulls that stand for absent fields, at every depth."""
+    if isinstance(value, dict):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return value

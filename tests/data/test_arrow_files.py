@@ -1,0 +1,105 @@
+"""Files that pyarrow and Hugging Face `datasets` wrote, read as sources."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alignx_jax.config import UserError
+from alignx_jax.data import corpora
+
+PAIRS = [("Guten Tag", "Good day"), ("Здравствуй мир", "Hello world"), ("你好", "Hello")]
+PARALLEL = {
+    "fields": {
+        "src": [s for s, _ in PAIRS],
+        "tgt": [t for _, t in PAIRS],
+        "src_lang": ["de"] * 3,
+        "tgt_lang": ["en"] * 3,
+        "score": [1.0, None, 2.0],
+    },
+    "translation": {"translation": [{"de": s, "en": t} for s, t in PAIRS]},
+    "multi-way": {"text": [{"en": t, "de": s, "fr": None} for s, t in PAIRS], "id": [0, 1, 2]},
+}
+
+
+def _read(source, tmp_path, kind="parallel", on_error="stop"):
+    corpus = corpora.prepare(kind, str(source), tmp_path / "cache", on_error)
+    return corpus.records(range(len(corpus)))
+
+
+@pytest.mark.parametrize("layout", PARALLEL)
+@pytest.mark.parametrize("form", ["parquet", "folder", "splits"])
+def test_parallel_text(tmp_path, layout, form):
+    source = tmp_path / "data"
+    if form == "parquet":
+        source = tmp_path / "train-00000-of-00001.parquet"
+        pq.write_table(pa.table(PARALLEL[layout]), source, row_group_size=2)
+    else:
+        table = datasets.Dataset.from_dict(PARALLEL[layout])
+        if form == "splits":
+            table = datasets.DatasetDict(train=table, test=table.select([0]))
+        table.save_to_disk(source, num_proc=1)
+    records = _read(source, tmp_path)
+    fields = ("source_language", "target_language", "source", "target")
+    assert [tuple(r[field] for field in fields) for r in records] == [("de", "en", s, t) for s, t in PAIRS]
+    assert records[2]["origin"].endswith(".parquet: row 3" if form == "parquet" else ".arrow: row 3")
+
+
+def test_shards_stand_in_their_order(tmp_path):
+    table = datasets.Dataset.from_dict({"translation": [{"de": f"eins {n}", "en": f"one {n}"} for n in range(30)]})
+    table.save_to_disk(tmp_path / "data", num_shards=12)
+    assert [r["target"] for r in _read(tmp_path / "data", tmp_path)] == [f"one {n}" for n in range(30)]
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder"])
+def test_instructions(tmp_path, form):
+    columns = {"instruction": ["Greet", "Sum up"], "input": [None, "A text"], "output": ["Hello", "Short"]}
+    if form == "parquet":
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    else:
+        datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
+    records = _read(tmp_path / ("a.parquet" if form == "parquet" else "data"), tmp_path, "instructions")
+    assert [(r["instruction"], r["input"], r["output"]) for r in records] == [
+        ("Greet", "", "Hello"),
+        ("Sum up", "A text", "Short"),
+    ]
+
+
+def _text(values: list[bytes]) -> pa.Array:
+    """Text that nobody has checked."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+BAD = {
+    "null": ({"translation": [{"de": None, "en": "b"}]}, "field 'translation' has to hold two languages, not 1"),
+    "three": ({"translation": [{"de": "a", "en": "b", "fr": "c"}]}, "has to hold two languages, not 3"),
+    "missing": ({"src": ["a"]}, "field 'tgt' is missing; the line has 'src'"),
+    "number": ({"src": [1], "tgt": ["b"], "src_lang": ["de"], "tgt_lang": ["en"]}, "'src' has to be a text, not int"),
+    "utf8": ({"src": _text([b"\xff"]), "tgt": ["b"], "src_lang": ["de"], "tgt_lang": ["en"]}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_have_their_place(tmp_path, case):
+    columns, message = BAD[case]
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError) as error:
+        _read(tmp_path / "a.parquet", tmp_path)
+    assert f"{tmp_path}/a.parquet: row 1: " in str(error.value) and message in str(error.value)
+
+
+def test_damaged_files(tmp_path):
+    pq.write_table(pa.table(PARALLEL["fields"]), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:-9])
+    with pytest.raises(UserError, match=r"a.parquet: row 1: damaged"):
+        _read(tmp_path / "a.parquet", tmp_path, on_error="skip")
+    (tmp_path / "a.arrow").write_bytes(b"not Arrow at all")
+    with pytest.raises(UserError, match=r"a.arrow: row 1: damaged"):
+        _read(tmp_path / "a.arrow", tmp_path, on_error="skip")
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(PARALLEL["fields"])).save_to_disk(tmp_path / "data")
+    with pytest.raises(UserError, match="no split 'train'"):
+        _read(tmp_path / "data", tmp_path)
+    (tmp_path / "data" / "test" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"state.json: does not name the files"):
+        _read(tmp_path / "data" / "test", tmp_path)
