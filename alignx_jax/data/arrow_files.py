@@ -52,7 +52,7 @@ def rows(file: pathlib.Path) -> Iterator[tuple[int, dict | Bad]]:
             for place in range(len(batch)):
                 number += 1
                 yield number, _row(batch.slice(place, 1))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{file}: row {number + 1}: damaged, or no such file as its name says ({reason})") from None
 

@@ -94,6 +94,9 @@ def test_damaged_files(tmp_path):
     (tmp_path / "a.parquet").write_bytes(content[:-9])
     with pytest.raises(UserError, match=r"a.parquet: row 1: damaged"):
         _read(tmp_path / "a.parquet", tmp_path, on_error="skip")
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"score", b"sc\xffre"))
+    with pytest.raises(UserError, match=r"a.parquet: row 1: damaged"):
+        _read(tmp_path / "a.parquet", tmp_path, on_error="skip")
     (tmp_path / "a.arrow").write_bytes(b"not Arrow at all")
     with pytest.raises(UserError, match=r"a.arrow: row 1: damaged"):
         _read(tmp_path / "a.arrow", tmp_path, on_error="skip")

@@ -8,6 +8,7 @@ many, at random. What hypothesis draws is a valid file and up to three numbered 
 """
 
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ import tempfile
 import time
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -311,6 +314,20 @@ def header(data: bytes) -> bytes:
     return (end - start).to_bytes(8, "little", signed=False) + data[start:] if 0 <= start < end else data
 
 
+def parquet(*rows: dict) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return sink.getvalue()
+
+
+def arrow(*rows: dict) -> bytes:
+    """As Hugging Face `datasets` saves them."""
+    table, sink = pa.Table.from_pylist(list(rows)), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
 KINDS = {  # name: inputs, strategy, reader
     "TSV": (13_000, damaged(TSV, TSV * 3), parallel("c.tsv")),
     "TSV of a pair": (7_000, damaged(b"Guten Tag\tGood day\nEin\tOne\n"), parallel("de-en.train.tsv")),
@@ -319,6 +336,8 @@ KINDS = {  # name: inputs, strategy, reader
     "gzip": (5_000, damaged(gzip.compress(TSV, mtime=0), gzip.compress(TSV * 50, mtime=0)), parallel("c.tsv.gz")),
     "instructions, JSONL": (7_000, damaged(encoded(TASK, TASK)), instructions("i.jsonl")),
     "instructions, JSON": (7_000, damaged(encoded([TASK, TASK])), instructions("i.json")),
+    "Parquet": (2_000, damaged(parquet(PAIR, PAIR), parquet(WAYS)), parallel("c.parquet")),
+    "Arrow": (2_000, damaged(arrow(PAIR, PAIR), arrow(WAYS)), parallel("c.arrow")),
     "multi-way JSONL": (7_000, damaged(encoded(WAYS, WAYS)), multiway("m.jsonl")),
     "multi-way folder": (5_000, damaged(TEXT), multiway("de.txt")),
     "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
