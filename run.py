@@ -164,7 +164,7 @@ def prepare(session: Session) -> None:
     def tell() -> None:
         facts = report.facts(list(found.values()))
         session.console.print(report.show(facts))
-        session.run.mkdir(parents=True, exist_ok=True)
+        storage.make(session.run)
         durable.write(session.run / "corpus.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         durable.write(session.run / "corpus.html", report.html(facts))
 

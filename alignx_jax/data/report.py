@@ -19,7 +19,7 @@ from alignx_jax.data.identify import is_improbable, label_of, most_probable
 CHECKED = 500
 """Most records of a source and pair whose languages are identified, spread evenly over it."""
 _SHOWN = 5  # sentences of a language, and places of a bad line
-_BINS = 16
+_BINS = 12
 _BARS = " ▁▂▃▄▅▆▇█"
 _BAD_LINE = re.compile(r"(.*?: ?(?:element |row )?\d+): (.*)")
 
@@ -51,8 +51,8 @@ def facts(sources: Sequence[Examples]) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> Group:
     """The report for a screen."""
-    directions = Table(title="examples by direction", title_justify="left")
-    for name in ("direction", "examples", "duplicates", "mean tokens", "95 %", "longest", "lengths"):
+    directions = Table(title="examples by direction, lengths in tokens", title_justify="left")
+    for name in ("direction", "examples", "duplicates", "mean", "95 %", "longest", "lengths"):
         directions.add_column(name, justify="left" if name in ("direction", "lengths") else "right", no_wrap=True)
     for name, one in found["directions"].items():
         tokens = (f"{one['tokens'][key]:,.0f}" for key in ("mean", "p95", "max"))
