@@ -25,13 +25,14 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from alignx_jax import card, exits, hosts, machines, plan_table, sharding, storage, xla_flags
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax import plan as planning
-from alignx_jax.config import Config, UserError
+from alignx_jax.config import Config
 from alignx_jax.data import cache, pipeline, report, tokenizer
 from alignx_jax.data.examples import Examples
 from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
+from alignx_jax.exits import UserError
 from alignx_jax.training import durable, loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}

@@ -14,9 +14,10 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from alignx_jax import storage
-from alignx_jax.config import Config, UserError
+from alignx_jax.config import Config
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import tables
+from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.training import durable, metrics, runs
 

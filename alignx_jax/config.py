@@ -6,21 +6,10 @@ A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.l
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import importlib.util
-import json
-import pathlib
-import re
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pydantic
-
-from alignx_jax import storage
-from alignx_jax.exits import UserError
 
 Stage = Literal["prepare", "1", "2", "evaluate", "export", "plan", "all"]
 
@@ -33,10 +22,6 @@ _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _Factor = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 _Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
-
-
-_REMOTE = ("run", "model", "compare", "export.to")  # may be gs://
-_PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")  # of an address such as https://user:password@host/
 
 
 @dataclass(frozen=True)
@@ -341,115 +326,3 @@ class Config:
     export: ExportConfig = ExportConfig()
     plan: PlanConfig = PlanConfig()
     hosts: HostsConfig = HostsConfig()
-
-
-def flat(config: Config) -> dict[str, object]:
-    """Every setting by its name, such as `training.rows`, with its value as JSON has it."""
-
-    def items(tree: dict, prefix: str) -> Iterator[tuple[str, object]]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from items(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(items(json.loads(to_json(config)), ""))
-
-
-@functools.cache
-def _adapter() -> pydantic.TypeAdapter[Config]:
-    return pydantic.TypeAdapter(Config)
-
-
-def to_json(config: Config) -> str:
-    """The whole configuration as indented JSON; `from_json` reads it back equal."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def from_json(text: str | bytes, where: str) -> Config:
-    """Reads what `to_json` wrote; executes nothing.
-
-    Raises:
-      UserError: not JSON in UTF-8, an unknown field, or a value of the wrong type; names the field and `where`.
-    """
-    try:
-        return _adapter().validate_json(text)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{where}: {field}: {first['msg']}; mend it, or give another") from None
-
-
-def check(config: Config) -> Config:
-    """`config`, if every value is in its field's range; neither flags nor files of `configs/` are checked before.
-
-    Raises:
-      UserError: names the flag, its value and what it has to be; not the value of one that holds a password, for
-        settings are written into the run's folder.
-    """
-    values = dataclasses.asdict(config)
-    for flag, text in _texts(values):
-        if _PASSWORD.search(text):
-            raise UserError(f"--{flag}: holds a password, which the run's folder would keep; leave it out")
-        if re.match(r"\w+://", text) and not (flag in _REMOTE and re.match("gs://[^/]", text)):
-            raise UserError(
-                f"--{flag}={text}: has to be a path of this machine; --run, --model, --compare, --config and "
-                "--export.to may be gs://BUCKET/... besides, for what a run writes or has written"
-            )
-        try:
-            pathlib.Path(text).expanduser()
-        except RuntimeError:  # ~name
-            raise UserError(f"--{flag}={text}: there is no user of this name; give the whole path") from None
-        if "\0" in text:
-            raise UserError(f"--{flag}={text}: holds a NUL character; leave it out")
-    try:
-        _adapter().validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        flag = ".".join(map(str, first["loc"])).replace("_", "-")
-        raise UserError(f"--{flag}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    return config
-
-
-def _texts(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of the configuration with its flag."""
-    for name, value in values.items():
-        flag = f"{prefix}{name.replace('_', '-')}"
-        if isinstance(value, dict):
-            yield from _texts(value, f"{flag}.")
-        for text in value if isinstance(value, tuple | list) else [value]:
-            if isinstance(text, str):
-                yield flag, text
-
-
-def load(path: str) -> Config:
-    """A configuration from a Python file with `config = Config(...)`, a saved `config.json`, or a run's folder.
-
-    Only the Python file that `path` itself names is run; of a folder its config.json is read.
-
-    Raises:
-      UserError: no such file, one that cannot be run, no `config` in it, or a bad field.
-    """
-    file = storage.path(path)
-    if file.is_dir():
-        file = file / "config.json"
-    if not file.is_file():
-        raise UserError(f"--config={path}: no such file; give a file of configs/, or the folder of a run")
-    if file.suffix == ".json":
-        return from_json(file.read_bytes(), str(file))
-    if storage.is_remote(file):
-        raise UserError(f"--config={path}: of gs:// only a run's folder or config.json is read; copy the file here")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config={path}: a configuration is a .py or .json file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = getattr(error, "lineno", None) or max((f.lineno for f in frames if f.filename == str(file)), default=0)
-        raise UserError(f"--config={path}: line {line}: {type(error).__name__}: {error}; mend the file") from error
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UserError(f"--config={path}: the file has to set `config = Config(...)`")
-    return config

@@ -26,7 +26,8 @@ import jax
 from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
 
 from alignx_jax import exits
-from alignx_jax.config import HostsConfig, UserError
+from alignx_jax.config import HostsConfig
+from alignx_jax.exits import UserError
 
 Value = TypeVar("Value")
 

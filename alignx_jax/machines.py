@@ -11,7 +11,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from alignx_jax import chips, sharding
-from alignx_jax.config import Config, UserError
+from alignx_jax.config import Config
+from alignx_jax.exits import UserError
 
 # What XLA's compiler asks of a GPU, which it otherwise reads off the card: XLA's own figures of an H100 SXM, with the
 # memory, its bandwidth and the name left out (xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb).

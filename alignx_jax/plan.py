@@ -17,7 +17,8 @@ import jax
 from jax.sharding import Mesh
 
 from alignx_jax import chips, hlo, hlo_cost, sharding
-from alignx_jax.config import Config, OptimizerConfig, TrainingConfig, UserError
+from alignx_jax.config import Config, OptimizerConfig, TrainingConfig
+from alignx_jax.exits import UserError
 from alignx_jax.machines import Machine
 from alignx_jax.models import families
 from alignx_jax.training import compiling, loop

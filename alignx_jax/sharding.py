@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 if TYPE_CHECKING:
     from alignx_jax.models.architecture import DecoderConfig

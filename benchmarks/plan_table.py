@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax import machines, plan, xla_flags
 from alignx_jax.config import Config
 from alignx_jax.training import runs

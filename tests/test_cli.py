@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import run
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax import exits
 from alignx_jax.training import runs
 from alignx_jax.training import step as steps
@@ -419,7 +419,7 @@ def test_as_a_command(tmp_path, flags, code, says):
 
 def test_the_samples_settings_are_for_the_sample(tmp_path):
     """They are the default; other data without a configuration would be trained with a toy's learning rate."""
-    with pytest.raises(configs.UserError, match=r"--data\.parallel is given without --config.*give --config="):
+    with pytest.raises(exits.UserError, match=r"--data\.parallel is given without --config.*give --config="):
         run.parse(["--data.parallel", "my.tsv"])
     assert run.parse(["--data.parallel", "my.tsv", f"--config={SAMPLE}"]).data.parallel == ("my.tsv",)
     assert run.parse(["--stage=evaluate", "--data.parallel", "my.tsv"]).data.parallel == ("my.tsv",)

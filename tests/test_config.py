@@ -8,7 +8,7 @@ import re
 import pytest
 
 import run
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax.config import (
     Config,
     ContrastiveConfig,
@@ -16,8 +16,8 @@ from alignx_jax.config import (
     ExportConfig,
     LanguageMatchingConfig,
     ObjectiveConfig,
-    UserError,
 )
+from alignx_jax.exits import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))

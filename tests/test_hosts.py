@@ -17,7 +17,8 @@ import pytest
 import safetensors.numpy
 
 from alignx_jax import exits, hosts
-from alignx_jax.config import HostsConfig, UserError
+from alignx_jax.config import HostsConfig
+from alignx_jax.exits import UserError
 from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -16,9 +16,18 @@ from rich.console import Console
 
 import run
 from alignx_jax import chips, hlo, hlo_cost, machines, plan, plan_table, sharding
-from alignx_jax import config as configs
-from alignx_jax.config import Config, ContrastiveConfig, DataConfig, LanguageMatchingConfig, ObjectiveConfig, UserError
+from alignx_jax import config_files as configs
+from alignx_jax.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    LanguageMatchingConfig,
+    ObjectiveConfig,
+    PlanConfig,
+    TrainingConfig,
+)
 from alignx_jax.data import packing
+from alignx_jax.exits import UserError
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.rope import Rope
 from alignx_jax.training import optimizer, runs, state
@@ -231,10 +240,10 @@ def test_search_finds_the_first_of_a_chain_that_fits(first):
 
 
 def test_search_keeps_to_its_compilations_and_may_find_nothing():
-    config = dataclasses.replace(settings(), plan=configs.PlanConfig(search=True, compilations=5))
+    config = dataclasses.replace(settings(), plan=PlanConfig(search=True, compilations=5))
     chains = plan.chains(config, DECODER)
     assert [chain[0].mesh for chain in chains] == ["8x1", "4x2"]  # two key/value heads
-    of_one_batch = 2 * len(typing.get_args(typing.get_type_hints(configs.TrainingConfig)["remat"]))
+    of_one_batch = 2 * len(typing.get_args(typing.get_type_hints(TrainingConfig)["remat"]))
     # Eight rows are one micro-batch on eight shards, and also two on four.
     assert [len(chain) for chain in chains] == [of_one_batch, of_one_batch + 2]
     tried = []

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.rope import Rope

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alignx_jax import config, exits, storage
-from alignx_jax.config import Config, DataConfig, UserError
+from alignx_jax import config_files, exits, storage
+from alignx_jax.config import Config, DataConfig
+from alignx_jax.exits import UserError
 from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -51,8 +52,8 @@ def test_gcsfs_is_asked_for_where_it_is_missing(monkeypatch):
 )
 def test_only_runs_are_remote_and_only_in_gs(bad, flag):
     with pytest.raises(UserError, match=f"^--{flag}: has to be a path of this machine; --run, .* may be gs://"):
-        config.check(bad)
-    config.check(Config(run="gs://bucket/run", model="gs://bucket/a", compare=("gs://b",)))
+        config_files.check(bad)
+    config_files.check(Config(run="gs://bucket/run", model="gs://bucket/a", compare=("gs://b",)))
 
 
 class Bucket:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignx_jax.config import UserError
 from alignx_jax.data.fields import Bad
+from alignx_jax.exits import UserError
 
 KINDS = (".parquet", ".arrow")
 

@@ -12,8 +12,7 @@ import shutil
 from collections.abc import Callable
 
 from alignx_jax import exits
-from alignx_jax.config import UserError
-from alignx_jax.exits import StorageError
+from alignx_jax.exits import StorageError, UserError
 
 SUMS = "SHA256SUMS"
 """Checksums of a folder's other files, as `sha256sum --check` reads them."""

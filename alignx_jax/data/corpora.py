@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 import tensorflow_datasets as tfds
 
-from alignx_jax.config import UserError
 from alignx_jax.data import builders, cache, readers
 from alignx_jax.data.languages import normalize
+from alignx_jax.exits import UserError
 
 Kind = Literal["parallel", "instructions"]
 

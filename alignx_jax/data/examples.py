@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from alignx_jax.config import DataConfig, UserError
+from alignx_jax.config import DataConfig
 from alignx_jax.data import cache
 from alignx_jax.data.corpora import Corpus
 from alignx_jax.data.prompts import Prompt, Template
 from alignx_jax.data.spans import Example, mark, set_apart, text_hash
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.exits import UserError
 
 FORMAT = 2
 """Raise it when what is written changes, and everything is encoded again."""

@@ -6,9 +6,8 @@ import json
 from collections import Counter
 from typing import NamedTuple
 
-from alignx_jax.config import UserError
 from alignx_jax.data.languages import normalize
-from alignx_jax.exits import one_line
+from alignx_jax.exits import UserError, one_line
 
 Record = dict[str, str]
 """Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,

@@ -7,8 +7,8 @@ import functools
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from alignx_jax.config import UserError
 from alignx_jax.data.languages import normalize
+from alignx_jax.exits import UserError
 
 LEAST = 0.2  # probability of the target language; what it was chosen by is in docs/decisions.md
 

@@ -9,7 +9,7 @@ import re
 from babel import Locale
 from babel.core import get_global
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 _ENGLISH = Locale("en")
 _CODE = re.compile(r"([A-Za-z]{2,3})(?:[-_]([A-Za-z]{4}))?(?:[-_]([A-Za-z]{2}|[0-9]{3}))?")

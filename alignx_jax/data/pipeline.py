@@ -21,12 +21,13 @@ import grain
 import numpy as np
 
 from alignx_jax.batch import Batch
-from alignx_jax.config import Config, DataConfig, UserError
+from alignx_jax.config import Config, DataConfig
 from alignx_jax.data import cache, corpora, packing, prompts, readers
 from alignx_jax.data.examples import Examples, Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.mixture import Part, balanced, mixed
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.exits import UserError
 
 
 class Split:

@@ -7,8 +7,8 @@ import json
 import pathlib
 import re
 
-from alignx_jax.config import UserError
 from alignx_jax.data.languages import language_name
+from alignx_jax.exits import UserError
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _PACKAGED = {"alpaca": _HERE / "alpaca.json", "sample": _HERE.parent / "sample" / "data" / "template.json"}

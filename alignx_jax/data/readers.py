@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from alignx_jax.config import UserError
 from alignx_jax.data import arrow_files, fields
 from alignx_jax.data.fields import Bad, BadLine, Record
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines, whole
+from alignx_jax.exits import UserError
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "sample" / "data"
 

@@ -8,7 +8,7 @@ import pathlib
 import zlib
 from collections.abc import Iterator
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 LONGEST_LINE = 1 << 26
 LARGEST = 1 << 30

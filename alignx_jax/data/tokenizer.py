@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 _FILES = (
     "tokenizer.json",

@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 
 from alignx_jax import sharding
 from alignx_jax.batch import Batch
-from alignx_jax.config import UserError
 from alignx_jax.data import packing, spans
 from alignx_jax.data.prompts import Template
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import metrics
+from alignx_jax.exits import UserError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives import pooling
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from alignx_jax.config import Config, EvaluationConfig, UserError
+from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
 from alignx_jax.evaluation import harness, scoring, statistics, translation, translation_scores
 from alignx_jax.evaluation.measured import Advance, Material, Measured, Subject, measure
+from alignx_jax.exits import UserError
 from alignx_jax.training import loop, runs
 
 FORMAT = 1

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import yaml
 from jax.sharding import Mesh
 
-from alignx_jax.config import UserError
 from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import scoring
+from alignx_jax.exits import UserError
 from alignx_jax.models.decoder import Decoder
 
 PREFIX = "alignx_"

@@ -24,10 +24,10 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
 from alignx_jax.data import tokenizer as tokenizers
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import scoring
+from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.training import runs

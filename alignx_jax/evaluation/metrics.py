@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.objectives import language_matching
 from alignx_jax.objectives.language_matching import Classifier
 

@@ -24,11 +24,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
 from alignx_jax.data import packing
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.exits import UserError
 from alignx_jax.models.attention import soft_cap
 from alignx_jax.models.decoder import Decoder
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignx_jax.config import TranslationConfig, UserError
+from alignx_jax.config import TranslationConfig
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.prompts import Template
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.exits import UserError
 from alignx_jax.models import generation
 from alignx_jax.models.decoder import Decoder
 

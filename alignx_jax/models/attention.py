@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 Kernel = Literal["xla", "splash", "cudnn"]
 Mix = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.models import rope
 from alignx_jax.models.architecture import ACTIVATIONS, DecoderConfig
 from alignx_jax.models.fields import Fields

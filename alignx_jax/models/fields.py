@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "an object"}
 _KINDS |= {list: "a list"}

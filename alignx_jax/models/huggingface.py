@@ -22,8 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import UserError
-from alignx_jax.exits import StorageError
+from alignx_jax.exits import StorageError, UserError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import FAMILIES, DecoderConfig, Weight, decoder_config
 

@@ -20,8 +20,7 @@ from collections.abc import Callable, Collection
 from orbax.checkpoint import v1 as ocp
 
 from alignx_jax import hosts, storage
-from alignx_jax.config import UserError
-from alignx_jax.exits import StorageError
+from alignx_jax.exits import StorageError, UserError
 from alignx_jax.training import durable
 from alignx_jax.training.state import Params, TrainState
 

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import Config, UserError
+from alignx_jax.config import Config
 from alignx_jax.data import pipeline
+from alignx_jax.exits import UserError
 from alignx_jax.models import attention
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder

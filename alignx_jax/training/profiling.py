@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 
 from alignx_jax import storage
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 
 Result = TypeVar("Result")
 

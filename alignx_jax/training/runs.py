@@ -23,8 +23,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import Config, UserError, flat, from_json, to_json
+from alignx_jax.config import Config
+from alignx_jax.config_files import flat, from_json, to_json
 from alignx_jax.data import cache
+from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier

@@ -32,7 +32,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
 from alignx_jax.data import pipeline, tokenizer

@@ -40,8 +40,9 @@ from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import sharding
-from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig, UserError
+from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
 from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.sample import make
 from alignx_jax.training import loop, runs, state

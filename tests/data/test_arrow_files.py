@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data import corpora
+from alignx_jax.exits import UserError
 
 PAIRS = [("Guten Tag", "Good day"), ("Здравствуй мир", "Hello world"), ("你好", "Hello")]
 PARALLEL = {

@@ -9,10 +9,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from alignx_jax.config import DataConfig, UserError
+from alignx_jax.config import DataConfig
 from alignx_jax.data import cache, corpora, prompts
 from alignx_jax.data.examples import encode
-from alignx_jax.exits import StorageError
+from alignx_jax.exits import StorageError, UserError
 
 
 @pytest.fixture

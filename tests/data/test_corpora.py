@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data import cache, corpora
+from alignx_jax.exits import UserError
 
 PAIRS = [("Guten Tag", "Good day"), ("Здравствуй мир", "Hello world"), ("你好 \u2028 世界", "Hello")]
 

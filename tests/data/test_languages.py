@@ -1,7 +1,7 @@
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data.languages import language_name, normalize
+from alignx_jax.exits import UserError
 
 
 @pytest.mark.parametrize(

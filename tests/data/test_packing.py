@@ -1,9 +1,10 @@
 import time
 from collections import Counter
 
+import hypothesis
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignx_jax.data import packing
@@ -25,7 +26,7 @@ def test_a_plan_loses_nothing_and_fits(lengths, row_length, slots, seed):
 
 
 @given(LENGTHS, st.integers(1, 8))
-@example([1, 1, 7, 7, 12, 26], 4)
+@hypothesis.example([1, 1, 7, 7, 12, 26], 4)
 def test_a_plan_is_best_fit_decreasing(lengths, slots):
     """Against the textbook: longest first, into the fullest row that still has room for it; of equally full ones into
     the one that was filled last, which matters where slots are few."""

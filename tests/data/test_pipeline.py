@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from alignx_jax.config import Config, DataConfig, ObjectiveConfig, TrainingConfig, UserError, to_json
+from alignx_jax.config import Config, DataConfig, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import LanguageMatchingConfig as Matching
+from alignx_jax.config_files import to_json
 from alignx_jax.data import examples, pipeline, readers, tokenizer
 from alignx_jax.data.spans import text_hash
+from alignx_jax.exits import UserError
 from tests.data.scripts import SENTENCES
 
 LANGUAGES = [code for code in SENTENCES if code != "en"]
@@ -346,9 +348,9 @@ def test_interrupted_encoding_starts_again(folder, tiny_tokenizer, tmp_path):
 
 _DIGEST = """
 import hashlib, sys, jax
-from alignx_jax import config
+from alignx_jax import config_files
 from alignx_jax.data import pipeline, tokenizer
-settings = config.from_json(sys.argv[1], "test")
+settings = config_files.from_json(sys.argv[1], "test")
 train = pipeline.build(settings, "1", tokenizer.load(sys.argv[2])).train
 digest = hashlib.sha256()
 for batch in train.batches():

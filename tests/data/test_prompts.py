@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignx_jax.config import UserError
 from alignx_jax.data import prompts
+from alignx_jax.exits import UserError
 
 ALPACA = {
     "prompt_input": "Below is an instruction that describes a task, paired with an input that provides further "

@@ -4,8 +4,8 @@ import zlib
 
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data import text_files
+from alignx_jax.exits import UserError
 
 
 def test_lines_end_with_line_feeds_alone(tmp_path):

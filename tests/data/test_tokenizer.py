@@ -13,8 +13,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignx_jax.config import UserError
 from alignx_jax.data import tokenizer
+from alignx_jax.exits import UserError
 from tests.data.scripts import SENTENCES, sentences
 
 QUICK = settings(max_examples=50, deadline=None)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
 from alignx_jax.data import prompts
 from alignx_jax.evaluation import alignment
+from alignx_jax.exits import UserError
 
 ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He is at school.", "Yes"]
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja"]

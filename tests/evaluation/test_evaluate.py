@@ -9,19 +9,12 @@ import numpy as np
 import pytest
 
 from alignx_jax import sharding
-from alignx_jax.config import (
-    Config,
-    ContrastiveConfig,
-    DataConfig,
-    EvaluationConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-    UserError,
-    to_json,
-)
+from alignx_jax.config import Config, ContrastiveConfig, DataConfig, EvaluationConfig, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import TranslationConfig as Translation
+from alignx_jax.config_files import to_json
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment, evaluate, metrics, report, statistics
+from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 from tests.evaluation import results_example
 

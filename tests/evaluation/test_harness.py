@@ -20,9 +20,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager, _yaml_loader, manager
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
 from alignx_jax.data import tokenizer
 from alignx_jax.evaluation import harness, harness_model
+from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.training import runs

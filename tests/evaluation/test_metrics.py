@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.evaluation import metrics
+from alignx_jax.exits import UserError
 from alignx_jax.objectives.language_matching import Classifier
 
 PIVOT = 1

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
 from alignx_jax.evaluation import scoring
 from alignx_jax.evaluation.scoring import Item
+from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from tests.models import llamas
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignx_jax import sharding
-from alignx_jax.config import TranslationConfig, UserError
+from alignx_jax.config import TranslationConfig
 from alignx_jax.data import pipeline, prompts, spans, tokenizer
 from alignx_jax.evaluation import translation
+from alignx_jax.exits import UserError
 from alignx_jax.models import generation
 from tests.data.scripts import sentences
 

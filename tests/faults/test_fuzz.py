@@ -24,11 +24,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignx_jax import config as configs
-from alignx_jax.config import UserError
+from alignx_jax import config_files as configs
 from alignx_jax.data import prompts, readers
 from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import scoring
+from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.training import runs
 

@@ -14,7 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AxisType
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.models import attention
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder

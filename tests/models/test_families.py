@@ -4,7 +4,7 @@ import math
 import pytest
 import transformers
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.models.families import FAMILIES, decoder_config
 from alignx_jax.models.rope import Rope
 

@@ -14,7 +14,7 @@ import transformers
 from flax import nnx
 
 from alignx_jax import sharding
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from tests.models import llamas
 

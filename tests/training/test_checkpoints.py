@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from alignx_jax import sharding
-from alignx_jax.config import OptimizerConfig, UserError
-from alignx_jax.exits import StorageError
+from alignx_jax.config import OptimizerConfig
+from alignx_jax.exits import StorageError, UserError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import decoder_config
 from alignx_jax.training import checkpoints as module

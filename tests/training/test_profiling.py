@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alignx_jax.config import UserError
+from alignx_jax.exits import UserError
 from alignx_jax.training import profiling
 
 

@@ -11,8 +11,10 @@ import sys
 
 import pytest
 
-from alignx_jax.config import Config, ObjectiveConfig, TrainingConfig, UserError, from_json
+from alignx_jax.config import Config, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import LanguageMatchingConfig as Matching
+from alignx_jax.config_files import from_json
+from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 
 CONFIG = Config(model="sample")

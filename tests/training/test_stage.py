@@ -18,7 +18,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 
-from alignx_jax import config as configs
+from alignx_jax import config_files as configs
 from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface

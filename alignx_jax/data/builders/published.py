@@ -21,9 +21,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from alignx_jax.config import UserError
 from alignx_jax.data.fields import Bad, BadLine, Record, sentence, text
 from alignx_jax.data.text_files import lines
+from alignx_jax.exits import UserError
 
 CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")
 """Size and SHA-256 of every archive that was registered; TFDS compares what it downloads."""

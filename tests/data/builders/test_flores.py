@@ -1,7 +1,7 @@
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data import pipeline
+from alignx_jax.exits import UserError
 
 ENGLISH = ["The river is wide.", "Bread is baked daily."]
 

@@ -1,8 +1,8 @@
 import pytest
 
-from alignx_jax.config import UserError
 from alignx_jax.data import corpora
 from alignx_jax.data.builders import Opus100
+from alignx_jax.exits import UserError
 
 
 def test_the_pairs_are_those_of_the_release():

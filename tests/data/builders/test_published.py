@@ -10,9 +10,9 @@ import threading
 import pytest
 import tensorflow_datasets as tfds
 
-from alignx_jax.config import UserError
 from alignx_jax.data import builders, corpora
 from alignx_jax.data.builders import published
+from alignx_jax.exits import UserError
 
 CASES = {
     ("opus100", "de-en"): {"train": 3, "validation": 1, "test": 2},
