@@ -428,10 +428,12 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
     stop.take_over()
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())
-    console = Console(quiet=not hosts.is_first())
-    compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
-    session = Session(config, sharding.make_mesh(config.mesh), console, stop, arguments)
+    console, mesh = Console(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)
+    # Several processes on CPUs run collectives of programs that are read back in different orders (docs/decisions.md).
+    if hosts.count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+    session = Session(config, mesh, console, stop, arguments)
     with jax.set_mesh(session.mesh):
         match config.stage:
             case "prepare":

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -275,10 +276,8 @@ def test_another_number_of_processes_continues(program, printed, before, count, 
     assert_equal_records(program.records(f"{run}/stage1"), program.records(f"by {before}/stage1"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "victim"), [(4, 2), (2, 0)], ids=["one of four", "the first"])
-def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, victim):
-    run = f"killed {victim}"
+def long_run(program, count: int, run: str) -> tuple[list[subprocess.Popen], pathlib.Path]:
+    """A run of 2,000 steps that has saved step 10, and the file that says so."""
     more = [
         "--training.steps=2000",
         "--training.validate-every=2000",
@@ -288,8 +287,17 @@ def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, vic
     saved = program.folder / run / "stage1" / "checkpoints" / "10" / "checksums.json"
     running = processes.start(count, program.flags(run, *more))
     deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not saved.is_file():
+    while time.monotonic() < deadline and not saved.is_file() and all(one.poll() is None for one in running):
         time.sleep(0.1)
+    assert saved.is_file(), processes.finish(running, 1)
+    return running, saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "victim"), [(4, 2), (2, 0)], ids=["one of four", "the first"])
+def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, victim):
+    run = f"killed {victim}"
+    running, saved = long_run(program, count, run)
     running[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     done = processes.finish(running, 60)
@@ -316,3 +324,14 @@ def test_a_mesh_that_does_not_divide_is_refused(program):
         assert code == exits.USER
         assert "--mesh=3x1: 3 devices do not divide among 2 processes" in err and err.count("\n") == 1
     assert not (program.folder / "refused").exists()
+
+
+@pytest.mark.slow
+def test_one_process_is_asked_to_stop_and_all_save_the_same_step(program):
+    running, saved = long_run(program, 2, "asked")
+    running[1].send_signal(signal.SIGTERM)
+    (first, _, err), (second, _, other) = processes.finish(running, 200)
+    assert (first, second) == (exits.INTERRUPTED, exits.INTERRUPTED), (err, other)
+    said = {int(n) for text in (err, other) for n in re.findall(r"stopped on request after step (\d+) of 2000", text)}
+    assert len(said) == 1 and (saved.parent.parent / str(said.pop()) / "checksums.json").is_file()
+    assert "SIGTERM: finishing the step and saving" in other and "SIGTERM" not in err
