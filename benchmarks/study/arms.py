@@ -36,7 +36,7 @@ from alignx_jax import config_files as configs
 from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
 from alignx_jax.data import pipeline, tokenizer
-from alignx_jax.training import loop, metrics, runs
+from alignx_jax.training import loop, metrics, runs, stopping
 from benchmarks.study.base import DATA
 
 LANGUAGES = ("ar", "de", "fi", "fr", "hi", "ru", "sw", "th", "tr", "vi", "zh")
@@ -144,7 +144,7 @@ def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console:
     source, mesh, began = runs.find(config.model), sharding.make_mesh(config.mesh), time.monotonic()
     with jax.set_mesh(mesh):
         data = pipeline.build(config, stage, tokenizer.load(source.huggingface))
-        result = loop.train(config, folder, source, data, mesh, console, f"{name}, stage {stage}")
+        result = loop.train(config, folder, source, data, mesh, console, f"{name}, stage {stage}", stopping.Stop())
     steps = metrics.read(folder, "train")
     return {
         "config": dataclasses.asdict(config),

@@ -45,7 +45,7 @@ from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.sample import make
-from alignx_jax.training import loop, runs, state
+from alignx_jax.training import loop, runs, state, stopping
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
 
@@ -259,7 +259,7 @@ def main(options: Options) -> None:
     with jax.set_mesh(mesh):
         data = pipeline.build(training, "2", tokenizer.load(random))
         console.print(f"{data.train.steps} steps of {options.rows} x {LENGTH} tokens, {data.train.fill:.1%} full")
-        result = loop.train(training, options.to / "run", source, data, mesh, console, "pre-training")
+        result = loop.train(training, options.to / "run", source, data, mesh, console, "pre-training", stopping.Stop())
         trained = runs.find(str(result.folder))
         losses = held_out_losses(trained, training, facts["heldout"], mesh)
         show(console, "held-out documents", losses)
