@@ -22,6 +22,42 @@ def flags_of(count: int, index: int, port: int) -> list[str]:
     return [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}", f"--hosts.index={index}"]
 
 
+def tiny_model(folder: pathlib.Path) -> None:
+    """A random Llama of two layers with the sample's tokenizer, in `folder / "model"`."""
+    command = [sys.executable, "-m", "benchmarks.random_llama", "--hidden-size=32", "--layers=2"]
+    command += ["--tokenizer=alignx_jax/sample/model", f"--to={folder / 'model'}"]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True)
+
+
+def few_sentences(folder: pathlib.Path, run: str, *more: str) -> list[str]:
+    """Flags of a run at `run`, of the model and with the cache in `folder`: seconds of work on 4 devices.
+
+    Of a flag that is given twice the last counts: `more` may change any.
+    """
+    return [
+        f"--config={ROOT / 'configs' / 'sample.py'}",
+        f"--model={folder / 'model'}",
+        f"--run={run}",
+        f"--data.cache={folder / 'cache'}",
+        "--mesh=4x1",
+        "--data.limit=40",
+        "--data.validation=16",
+        "--data.row-length=128",
+        "--training.rows=8",
+        "--training.steps=4",
+        "--training.validate-every=2",
+        "--training.save-every=2",
+        "--evaluation.limit=8",
+        "--evaluation.languages=de",
+        "--evaluation.in-prompt",
+        "--evaluation.resamples=100",
+        "--evaluation.translation.limit=3",
+        "--evaluation.translation.max-tokens=4",
+        "--evaluation.translation.directions=de-en",
+        *more,
+    ]
+
+
 def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -> list[subprocess.Popen]:
     """`run.py` with `flags` as `count` processes, number n with `own[n]` besides; a single one is not told of hosts."""
     port = free_port()

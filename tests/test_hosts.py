@@ -155,33 +155,10 @@ class Program:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        command = [sys.executable, "-m", "benchmarks.random_llama", "--hidden-size=32", "--layers=2"]
-        command += ["--tokenizer=alignx_jax/sample/model", f"--to={folder / 'model'}"]
-        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True)
+        processes.tiny_model(folder)
 
     def flags(self, run: str, *more: str) -> list[str]:
-        return [
-            f"--config={ROOT / 'configs' / 'sample.py'}",
-            f"--model={self.folder / 'model'}",
-            f"--run={self.folder / run}",
-            f"--data.cache={self.folder / 'cache'}",
-            "--mesh=4x1",
-            "--data.limit=40",
-            "--data.validation=16",
-            "--data.row-length=128",
-            "--training.rows=8",
-            "--training.steps=4",
-            "--training.validate-every=2",
-            "--training.save-every=2",
-            "--evaluation.limit=8",
-            "--evaluation.languages=de",
-            "--evaluation.in-prompt",
-            "--evaluation.resamples=100",
-            "--evaluation.translation.limit=3",
-            "--evaluation.translation.max-tokens=4",
-            "--evaluation.translation.directions=de-en",
-            *more,
-        ]
+        return processes.few_sentences(self.folder, str(self.folder / run), *more)
 
     def run(self, count: int, run: str, *more: str) -> list[tuple[int, str, str]]:
         return processes.finish(processes.start(count, self.flags(run, *more)))

@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -71,34 +69,10 @@ class Bucket:
         body = json.dumps({"name": "bucket"}).encode()
         request = urllib.request.Request(f"{url}/storage/v1/b", body, {"Content-Type": "application/json"})
         urllib.request.urlopen(request).close()
-        command = [sys.executable, "-m", "benchmarks.random_llama", "--hidden-size=32", "--layers=2"]
-        command += ["--tokenizer=alignx_jax/sample/model", f"--to={folder / 'model'}"]
-        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True)
+        processes.tiny_model(folder)
 
     def flags(self, run: str, *more: str) -> list[str]:
-        return [
-            f"--config={ROOT / 'configs' / 'sample.py'}",
-            f"--model={self.folder / 'model'}",
-            f"--run={run}",
-            f"--data.cache={self.folder / 'cache'}",
-            "--mesh=4x1",
-            "--data.limit=40",
-            "--data.validation=16",
-            "--data.row-length=128",
-            "--training.rows=8",
-            "--training.steps=6",
-            "--training.validate-every=2",
-            "--training.save-every=2",
-            "--training.keep=2",
-            "--evaluation.limit=8",
-            "--evaluation.languages=de",
-            "--evaluation.in-prompt",
-            "--evaluation.resamples=100",
-            "--evaluation.translation.limit=3",
-            "--evaluation.translation.max-tokens=4",
-            "--evaluation.translation.directions=de-en",
-            *more,
-        ]
+        return processes.few_sentences(self.folder, run, "--training.steps=6", "--training.keep=2", *more)
 
     def start(self, count: int, run: str, *more: str) -> list[subprocess.Popen]:
         return processes.start(count, self.flags(run, *more))
