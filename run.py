@@ -425,7 +425,6 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
         plan(Session(config, on.mesh(config.mesh), Console(), stop, arguments), on)
         return
     hosts.initialize(config.hosts)
-    stop.take_over()
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())
     console, mesh = Console(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)

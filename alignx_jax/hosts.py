@@ -11,30 +11,24 @@ import contextlib
 import ctypes
 import json
 import os
-import queue
 import secrets
 import signal
 import socket
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
 
-from alignx_jax import exits
+from alignx_jax import exits, link
 from alignx_jax.config import HostsConfig
 from alignx_jax.exits import UserError
 
 Value = TypeVar("Value")
 
 _START = 300  # seconds in which all processes have to be there
-_PING, _SILENCE = 10, 60  # seconds between signs of life; without one for so long a process is gone (JAX: after 100)
-_GRACE = 5  # seconds for a process to end by itself when another one stopped: mostly for the same reason
-_NEWS = 1  # seconds that an error waits for the news that a process is gone, whose collectives fail at once
 _KEY = "alignx_jax/connection"
 _SEVERAL = {
     "JAX_COORDINATOR_ADDRESS",
@@ -45,9 +39,8 @@ _SEVERAL = {
     "TPU_WORKER_HOSTNAMES",
 }
 """One of these is set where JAX has to look for other processes; in a pod without them it would ask Kubernetes."""
-_AGAIN = "what was saved is kept; give the same command again"
 
-_link: _Link | None = None
+_link: link.Link | None = None
 
 
 def initialize(options: HostsConfig) -> None:
@@ -70,8 +63,8 @@ def initialize(options: HostsConfig) -> None:
     alone = "KUBERNETES_SERVICE_HOST" in os.environ and not _SEVERAL & os.environ.keys()
     if jax.distributed.is_initialized() or options.count == 1 or (alone and not any(given)):
         return
-    jax.config.update("jax_enable_preemption_service", True)  # by default it is not everywhere
-    late = threading.Timer(_START, _leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM; `stops_now` agrees on a step
+    late = threading.Timer(_START, link.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
     late.daemon = True
     late.start()
     try:
@@ -148,6 +141,17 @@ def agree(facts: dict[str, Any]) -> None:
                 )
 
 
+def ask_to_stop() -> None:
+    """From any thread of any process: `stops_now` is to be true."""
+    if _link:
+        _link.ask_to_stop()
+
+
+def stops_now() -> bool:
+    """Whether all processes stop here. All have to ask equally often, and get True the same time."""
+    return bool(_link) and _link.stops_now()
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """What stops this process inside stops all of them with the same sentence; and they end together."""
@@ -179,15 +183,15 @@ def _soften_abort() -> None:
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
-def _connect(index: int, count: int) -> _Link:
+def _connect(index: int, count: int) -> link.Link:
     """To the first process, at the address where JAX found it; which port, and a password, are in JAX's store."""
     client, peers = global_state.client, {}
     if index:
         port, password = json.loads(client.blocking_key_value_get(_KEY, 1000 * _START))
         host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
-        peers[0] = socket.create_connection((host, port), timeout=_SILENCE)
+        peers[0] = socket.create_connection((host, port), timeout=link.SILENCE)
         peers[0].sendall(json.dumps([index, password]).encode() + b"\n")
-        return _Link(index, count, peers)
+        return link.Link(index, count, peers)
     dual = socket.has_dualstack_ipv6()
     with socket.create_server(
         ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=count, dualstack_ipv6=dual
@@ -196,125 +200,9 @@ def _connect(index: int, count: int) -> _Link:
         client.key_value_set(_KEY, json.dumps([server.getsockname()[1], password]))
         while len(peers) < count - 1:
             peer, _ = server.accept()
-            peer.settimeout(_SILENCE)
+            peer.settimeout(link.SILENCE)
             with contextlib.suppress(ValueError, OSError), peer.makefile("rb", buffering=0) as lines:
                 number, theirs = json.loads(lines.readline(1000))
                 if secrets.compare_digest(theirs, password):
                     peers[number] = peer
-    return _Link(index, count, peers)
-
-
-class _Link:
-    """Of the first process: connections to all others. Of another: one to the first."""
-
-    def __init__(self, index: int, count: int, peers: dict[int, socket.socket]):
-        self._index, self._count, self._peers = index, count, peers
-        self._turn, self._arrived, self._gathered = 0, {}, queue.SimpleQueue()
-        self._waiting = self._ending = False
-        self._open, self._sending, self._lock = set(peers), threading.Lock(), threading.Lock()
-        for peer in peers:
-            threading.Thread(target=self._read, args=[peer], daemon=True).start()
-        threading.Thread(target=self._ping, daemon=True).start()
-
-    def gather(self, what: str, value: Any) -> list[Any]:
-        self._turn += 1
-        self._waiting = True
-        message = json.loads(json.dumps({"turn": [self._turn, what], "value": value}))  # lists, as the others get them
-        if self._index:
-            self._send(0, message)
-        else:
-            self._arrive(0, message)
-        found = self._gathered.get()
-        self._waiting = False
-        return found
-
-    def fail(self, sentence: str, code: int, own: str = "") -> NoReturn:
-        """Tells the others, says `own` here, and leaves; JAX's own end would wait for all of them."""
-        time.sleep(_NEWS)
-        self._ending = True
-        self._tell({"stop": sentence, "code": code, "who": self._index})
-        self._wait_for_others()
-        _leave(own, code)
-
-    def close(self) -> None:
-        """Ends together with the others: JAX's end waits for them, but not for ever."""
-        self.gather("the end", None)
-        self._ending = True
-
-    def _tell(self, message: dict) -> None:
-        for peer in self._peers:
-            if peer != message["who"]:
-                self._send(peer, message)
-
-    def _send(self, peer: int, message: dict) -> None:
-        with self._sending, contextlib.suppress(OSError):  # who is gone is noticed where it is read from
-            self._peers[peer].sendall(json.dumps(message).encode() + b"\n")
-
-    def _ping(self) -> None:
-        while True:
-            time.sleep(_PING)
-            for peer in self._peers:
-                self._send(peer, {})
-
-    def _read(self, peer: int) -> None:
-        with contextlib.suppress(OSError), self._peers[peer].makefile("rb") as lines:
-            for line in lines:
-                message = json.loads(line)
-                if "turn" in message:
-                    self._arrive(peer, message)
-                elif "stop" in message:
-                    self._stop(message)
-        self._open.discard(peer)
-        gone = f"process {peer} of {self._count} is gone; {_AGAIN}"
-        self._stop({"stop": gone, "code": exits.PEER_LOST, "who": peer})
-
-    def _arrive(self, peer: int, message: dict) -> None:
-        if self._index:
-            self._gathered.put(message["value"])
-            return
-        with self._lock:
-            self._arrived[peer] = message
-            if len(self._arrived) < self._count:
-                return
-            arrived, self._arrived = self._arrived, {}
-        if len({tuple(one["turn"]) for one in arrived.values()}) > 1:
-            text = f"the processes have come apart ({arrived})"
-            return self._stop({"stop": text, "code": exits.USER, "who": self._index})
-        values = [arrived[n]["value"] for n in range(self._count)]
-        for other in self._peers:
-            self._send(other, {"turn": message["turn"], "value": values})
-        self._gathered.put(values)
-
-    def _stop(self, message: dict) -> None:
-        """Another process has stopped, or is gone: so does this one, once."""
-        self._open.discard(message["who"])
-        with self._lock:
-            if self._ending:
-                return
-            self._ending = True
-        if not self._index:
-            self._tell(message)
-        lost = message["code"] == exits.PEER_LOST
-        if not (lost or self._waiting):
-            time.sleep(_GRACE)
-        if not self._index:
-            self._wait_for_others()
-        who = "" if lost else f"process {message['who']} of {self._count}: "
-        _leave(f"run.py: {who}{message['stop']}", message["code"])
-
-    def _wait_for_others(self) -> None:
-        """The first process is the last to leave: without it JAX's runtime aborts in the others."""
-        deadline = time.monotonic() + 2 * _GRACE
-        while not self._index and self._open and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-
-def _leave(text: str, code: int) -> NoReturn:
-    """Ends the process from any thread, whatever the others of its threads wait for."""
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # a progress bar hides the cursor
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    if text:
-        os.write(2, f"{text.rstrip()}\n".encode())
-    os._exit(code)
+    return link.Link(index, count, peers)

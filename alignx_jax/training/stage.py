@@ -185,7 +185,7 @@ class Stage:
                     bar.note(f"first step {passed:.0f} s after the data, {waited:.0f} s of them for the compiler")
                     bar.restart_clock(step)
                 self.checkpoints.poll()
-                stopped = self.stop.reached(step)
+                stopped = self.stop.reached()
                 validate = step % self.config.training.validate_every == 0 or step == self.last
                 if validate or stopped or step % self.config.training.save_every == 0:
                     if waiting:

@@ -8,14 +8,11 @@ steps could be lost, and there are none.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-
-from jax.experimental import multihost_utils
 
 from alignx_jax import exits, hosts
 
@@ -27,15 +24,15 @@ class Stop:
 
     def __init__(self, leave=os._exit):
         self.requested = False
-        self._leave, self._finishing, self._jax = leave, False, None
+        self._leave, self._finishing = leave, False
 
     def __enter__(self) -> Stop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        self._ours: int | None = None
-        self.take_over()
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)  # the thread acts
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
@@ -45,23 +42,9 @@ class Stop:
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._write)  # ends the thread, which closes the other end
 
-    def take_over(self) -> None:
-        """Installs the handlers. Call it again after `jax.distributed.initialize`, whose preemption notifier takes over
-        SIGTERM in C; from then on a signal is passed on to it, and all processes stop after the same step."""
-        libc = ctypes.CDLL(None)
-        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-        there = libc.signal(signal.SIGTERM, None)
-        if self._ours is not None and there not in (None, self._ours):
-            self._jax = ctypes.CFUNCTYPE(None, ctypes.c_int)(there)
-        for number in _SIGNALS:
-            signal.signal(number, lambda *_: None)  # the thread acts
-        self._ours = libc.signal(signal.SIGTERM, None)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
         """Whether to save now and stop. All processes have to ask after every step, and get True for the same one."""
-        together = multihost_utils.reached_preemption_sync_point(step)
-        return together or (self._jax is None and self.requested)
+        return hosts.stops_now() if hosts.count() > 1 else self.requested
 
     def check(self) -> None:
         """Call it where everything is saved, such as between stages.
@@ -95,8 +78,7 @@ class Stop:
             self._leave(exits.INTERRUPTED)
             return
         self._say(f"{name}: finishing the step and saving; once more stops at once")
-        if self._jax is not None:
-            self._jax(signal.SIGTERM)
+        hosts.ask_to_stop()
 
     def _say(self, text: str) -> None:
         show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # a progress bar hides it

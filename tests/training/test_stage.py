@@ -35,10 +35,12 @@ class StopAfter(Stop):
 
     def __init__(self, step: int | None = None):
         super().__init__()
-        self._step = step
+        self._steps = step
 
-    def reached(self, step: int) -> bool:
-        return step == self._step
+    def reached(self) -> bool:
+        if self._steps is not None:
+            self._steps -= 1
+        return self._steps == 0
 
 
 class Spoilt:
