@@ -1,16 +1,13 @@
-"""Several processes: what they say to each other, and the real program as 2 and 4 of them on loopback."""
+"""Several processes: the real program as 2 and 4 of them on loopback. What they say to each other: test_link.py."""
 
 import json
 import os
 import pathlib
-import queue
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -24,8 +21,6 @@ from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 AUTO = "--objective.contrastive.layer=auto"
-# In place of leaving, threads of `Processes` end.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @pytest.mark.parametrize(
@@ -61,81 +56,6 @@ print(hosts.count(), hosts.index(), hosts.is_first(), hosts.gather("x", 3), host
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT)
     assert run.stdout.split() == ["1", "0", "True", "[3]", "4"], run.stderr
     assert not run.stderr
-
-
-class Processes:
-    """Connected processes, each a thread of this one; `left` holds what those that had to leave said."""
-
-    def __init__(self, count: int, monkeypatch):
-        monkeypatch.setattr(hosts, "_GRACE", 0.2)
-        monkeypatch.setattr(hosts, "_NEWS", 0.0)
-        monkeypatch.setattr(hosts, "_leave", self._leave)
-        self.left: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-        pairs = {n: socket.socketpair() for n in range(1, count)}
-        self.ends = {n: theirs for n, (_, theirs) in pairs.items()}
-        for pair in pairs.values():
-            for end in pair:
-                end.settimeout(1)
-        first = hosts._Link(0, count, {n: ours for n, (ours, _) in pairs.items()})
-        self.links = [first, *(hosts._Link(n, count, {0: end}) for n, end in self.ends.items())]
-
-    def _leave(self, text: str, code: int):
-        self.left.put((text, code))
-        sys.exit()  # this thread only
-
-    def each(self, function) -> list:
-        """What `function(link, n)` returns for every process, at the same time."""
-        found = [None] * len(self.links)
-
-        def run(n: int) -> None:
-            found[n] = function(self.links[n], n)
-
-        threads = [threading.Thread(target=run, args=[n], daemon=True) for n in range(len(self.links))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(5)
-        return found
-
-
-def test_gathering(monkeypatch):
-    every = Processes(3, monkeypatch)
-
-    def twice(link, n):
-        time.sleep(0.05 * (3 - n))
-        return link.gather("a", {"n": n}), link.gather("b", n * n)
-
-    assert every.each(twice) == [([{"n": 0}, {"n": 1}, {"n": 2}], [0, 1, 4])] * 3
-    every.each(lambda link, n: link.close())
-    every.ends[1].shutdown(socket.SHUT_RDWR)  # who has come to the end may go
-    time.sleep(0.1)
-    assert every.left.empty()
-
-
-@pytest.mark.parametrize("who", [0, 2])
-def test_a_failure_stops_all_with_its_sentence(monkeypatch, who):
-    every = Processes(3, monkeypatch)
-    fails = lambda link, n: link.fail("no such file", 1, "own") if n == who else link.gather("x", None)  # noqa: E731
-    every.each(fails)
-    said = sorted(every.left.get(timeout=5) for _ in range(3))
-    assert said == [("own", 1), *[(f"run.py: process {who} of 3: no such file", 1)] * 2]
-
-
-@pytest.mark.parametrize("how", ["closed", "silent"])
-def test_who_is_gone_is_named(monkeypatch, how):
-    """Closed: killed. Silent: its host, or the network between, is gone; nothing comes for as long as sockets wait."""
-    every = Processes(2, monkeypatch)
-    if how == "closed":
-        every.ends[1].shutdown(socket.SHUT_RDWR)
-    said = [every.left.get(timeout=5) for _ in range(2)]
-    assert ("run.py: process 1 of 2 is gone; what was saved is kept; give the same command again", 69) in said
-
-
-def test_processes_that_come_apart_stop(monkeypatch):
-    every = Processes(2, monkeypatch)
-    every.each(lambda link, n: link.gather(f"place {n}", None))
-    said, code = every.left.get(timeout=5)
-    assert "the processes have come apart" in said and "place 1" in said and code == exits.USER
 
 
 def test_disagreement_names_the_process_and_what_differs(monkeypatch):
@@ -271,17 +191,15 @@ def long_run(program, count: int, run: str) -> tuple[list[subprocess.Popen], pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "victim"), [(4, 2), (2, 0)], ids=["one of four", "the first"])
-def test_when_a_process_is_killed_the_others_say_so_and_stop(program, count, victim):
-    run = f"killed {victim}"
-    running, saved = long_run(program, count, run)
-    running[victim].send_signal(signal.SIGKILL)
+def test_when_the_first_process_is_killed_the_other_says_so_and_stops(program):
+    """And says nothing else. Others of more: tests/faults/test_processes.py."""
+    running, saved = long_run(program, 2, "killed")
+    running[0].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    done = processes.finish(running, 60)
+    _, (code, _, err) = processes.finish(running, 60)
     assert time.monotonic() - killed < 30  # half a second where the machine is quiet
-    sentence = f"run.py: process {victim} of {count} is gone; what was saved is kept; give the same command again"
-    for n, (code, _, err) in enumerate(done):
-        assert (code, err.strip()) == ((-9, "") if n == victim else (exits.PEER_LOST, sentence)), done
+    sentence = "run.py: process 0 of 2 is gone; what was saved is kept; give the same command again"
+    assert (code, err.strip()) == (exits.PEER_LOST, sentence)
     assert saved.is_file()
 
 
