@@ -12,8 +12,12 @@ import pytest
 
 from tests.faults import tally
 
+PLATFORMS = os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu")
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
-jax.config.update("jax_platforms", os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu"))
+if PLATFORMS == "cpu":  # tests compile for longer than they compute; also in the processes that they start
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+jax.config.update("jax_platforms", PLATFORMS)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
