@@ -87,8 +87,8 @@ class Program:
         """What each process printed."""
         done = self.run(count, run, *more)
         assert [code for code, _, _ in done] == [0] * count, done
-        # What Gloo, which connects CPUs, says on its own is none of the program's.
-        return ["".join(x for x in out.splitlines(True) if not x.startswith("[Gloo]")) for _, out, _ in done]
+        # What Gloo, which connects CPUs, says on its own is none of the program's; ranks write into each other's lines.
+        return ["".join(x for x in out.splitlines(True) if "peer ranks" not in x) for _, out, _ in done]
 
     def records(self, stage: str) -> list[dict]:
         lines = (self.folder / stage / "metrics.jsonl").read_text().splitlines()
@@ -192,14 +192,15 @@ def long_run(program, count: int, run: str) -> tuple[list[subprocess.Popen], pat
 
 @pytest.mark.slow
 def test_when_the_first_process_is_killed_the_other_says_so_and_stops(program):
-    """And says nothing else. Others of more: tests/faults/test_processes.py."""
+    """JAX's runtime may be quicker with its own lines. Others of more processes: tests/faults/test_processes.py."""
     running, saved = long_run(program, 2, "killed")
     running[0].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     _, (code, _, err) = processes.finish(running, 60)
     assert time.monotonic() - killed < 30  # half a second where the machine is quiet
     sentence = "run.py: process 0 of 2 is gone; what was saved is kept; give the same command again"
-    assert (code, err.strip()) == (exits.PEER_LOST, sentence)
+    assert code == exits.PEER_LOST and err.splitlines()[-1] == sentence and err.count("run.py: ") == 1
+    assert "Traceback" not in err
     assert saved.is_file()
 
 

@@ -31,11 +31,11 @@ STEPS = 6
 
 
 class StopAfter(Stop):
-    """Asked to stop in the course of a step."""
+    """Asked to stop in the course of a step, counted from the start."""
 
-    def __init__(self, step: int | None = None):
+    def __init__(self, steps: int | None = None):
         super().__init__()
-        self._steps = step
+        self._steps = steps
 
     def reached(self) -> bool:
         if self._steps is not None:
@@ -183,9 +183,9 @@ def test_a_run_asked_to_stop_saves_and_ends_bit_for_bit_where_it_would_have(trai
 
 @pytest.mark.slow
 def test_other_meshes_go_on_with_the_same_data(train, tmp_path, undisturbed):
-    for mesh, stop in (("8x1", 2), ("4x2", 4)):
+    for mesh in ("8x1", "4x2"):
         with pytest.raises(exits.Interrupted):
-            train(tmp_path, mesh, stop)
+            train(tmp_path, mesh, stop=2)
     train(tmp_path, "2x1")
     mixed, whole = records(tmp_path / "stage1"), records(undisturbed)
     assert [(r["kind"], r["step"], r.get("tokens"), r.get("pairs")) for r in mixed] == [
