@@ -142,9 +142,9 @@ class Session:
         )
         if data.dropped:
             self.line("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in data.dropped.items()))
-        for corpus in data.corpora:
-            if corpus.skipped:
-                self.line("", f"left out: {corpus.skipped:,} bad lines, listed in {corpus.folder / 'skipped.txt'}")
+        for one in (part for examples in data.sources for part in (examples.corpus, examples)):
+            if one.skipped:
+                self.line("", f"left out: {one.skipped:,} bad lines, listed in {one.folder / 'skipped.txt'}")
         self.line(
             "steps",
             f"{train.steps:,} of {training.rows} rows x {self.config.data.row_length} tokens, {train.fill:.0%} full",

@@ -69,4 +69,6 @@ def _present(value):
     """`value` without the nulls that stand for absent fields, at every depth."""
     if isinstance(value, dict):
         return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_present(inner) for inner in value]
     return value

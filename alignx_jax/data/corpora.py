@@ -20,7 +20,7 @@ from alignx_jax.exits import UserError
 
 Kind = Literal["parallel", "instructions"]
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when what is written changes, and every cached corpus is prepared again."""
 
 
@@ -84,10 +84,14 @@ class ParallelText(_TextBuilder):
 
 
 class Instructions(_TextBuilder):
-    """Instructions with an optional input and the answer; `language` may be empty."""
+    """Instructions with an optional input and the answer, or chats; `language` and what a record lacks are empty."""
 
-    FIELDS = ("instruction", "input", "output", "language", "origin")
+    FIELDS = ("instruction", "input", "output", "messages", "language", "origin")
     READ = staticmethod(readers.read_instructions)
+
+    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
+        for record in super()._read(files):
+            yield dict.fromkeys(self.FIELDS, "") | record if isinstance(record, dict) else record
 
 
 _BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from alignx_jax.config import DataConfig
-from alignx_jax.data import cache
-from alignx_jax.data.corpora import Corpus
+from alignx_jax.data import cache, chats
+from alignx_jax.data.corpora import Corpus, Kind
+from alignx_jax.data.fields import Bad, BadLine
 from alignx_jax.data.prompts import Prompt, Template
-from alignx_jax.data.spans import Example, mark, set_apart, text_hash
+from alignx_jax.data.spans import Drop, Example, mark, mark_chat, set_apart, text_hash
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.exits import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when what is written changes, and everything is encoded again."""
 
 Progress = Callable[[str, int, int], None]
@@ -32,8 +34,7 @@ INDEX = np.dtype(
         ("record_hash", np.uint64),  # of the record's text: equal for equal records, in whatever direction
         ("start", np.int64),  # first of its tokens in the file of tokens
         ("length", np.int32),
-        ("response", np.int32),  # from here on: token positions in the example
-        ("source_start", np.int32),
+        ("source_start", np.int32),  # from here on: token positions in the example
         ("source_end", np.int32),
         ("target_start", np.int32),
         ("target_end", np.int32),
@@ -60,19 +61,26 @@ class Examples:
     """Codes of the languages on either side, sorted; () for instructions."""
     dropped: dict[str, int]
     """Examples left out, by reason."""
+    skipped: int
+    """Chats left out that the tokenizer's chat template could do nothing with, listed in `skipped.txt` in `folder`."""
+    folder: pathlib.Path
     index: np.ndarray
     """[N] of INDEX, memory-mapped."""
     tokens: np.ndarray
     """[all tokens] int32, memory-mapped."""
+    labels: np.ndarray
+    """[all tokens] bool, memory-mapped: which of them have weight in the next-token loss."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-    """An example before it is encoded."""
+    """An example before it is encoded: a prompt, or a chat."""
 
     record: int
     record_hash: int
-    prompt: Prompt
+    origin: str
+    prompt: Prompt | None = None
+    messages: chats.Messages = ()
     source: str = ""
     target: str = ""
     source_language: str = ""
@@ -89,9 +97,10 @@ def encode(
     """Encodes a corpus, or finds it encoded by an earlier run with the same corpus, tokenizer and settings.
 
     Raises:
-      UserError: every example was dropped.
+      UserError: every example was dropped; a chat that the tokenizer has no chat template for, or (with
+        `on_error="stop"`) one that the template can do nothing with, with its place.
     """
-    settings = {"cutoff": config.cutoff, "overlong": config.overlong, "limit": config.limit}
+    settings = {"cutoff": config.cutoff, "overlong": config.overlong, "limit": config.limit, "loss_on": config.loss_on}
     if corpus.kind == "parallel":
         settings |= {"min_target_tokens": config.min_target_tokens, "directions": config.directions}
         settings |= {"spans": config.spans}
@@ -105,8 +114,11 @@ def encode(
         corpus=corpus,
         languages=tuple(facts["languages"]),
         dropped=facts["dropped"],
+        skipped=facts["skipped"],
+        folder=folder,
         index=np.load(folder / "index.npy", mmap_mode="r"),
         tokens=np.memmap(folder / "tokens.int32", np.int32, mode="r"),
+        labels=np.memmap(folder / "labels.bool", bool, mode="r"),
     )
 
 
@@ -144,35 +156,36 @@ def hold_out(indexes: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray
 
 
 def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) -> None:
-    marking = {"cutoff": config.cutoff, "overlong": config.overlong}
-    marking["min_target_tokens"] = config.min_target_tokens if corpus.kind == "parallel" else None
-    dropped, codes, index, position = Counter(), {}, [], 0
+    dropped, codes, index, position, skipped = Counter(), {}, [], 0, 0
     count = min(len(corpus), config.limit or len(corpus))
     used = np.arange(count) * len(corpus) // count
-    with open(folder / "tokens.int32", "wb") as file:
+    with contextlib.ExitStack() as stack:
+        tokens, labels = (stack.enter_context(open(folder / name, "wb")) for name in ("tokens.int32", "labels.bool"))
+        left_out = stack.enter_context(open(folder / "skipped.txt", "w", encoding="utf-8"))
         for first in range(0, count, _BATCH):
             items = list(_items(corpus, template, config.directions, used[first : first + _BATCH]))
-            encodings = tokenizer.encode_batch([item.prompt.text for item in items])
-            alone = [None] * len(items)
-            if corpus.kind == "parallel" and config.spans == "separate":
-                sides = [item.source for item in items], [item.target for item in items]
-                alone = list(zip(*map(tokenizer.encode_batch, sides), strict=True))
             rows = []
-            for item, encoding, sentences in zip(items, encodings, alone, strict=True):
-                example = mark(encoding, item.prompt, tokenizer, **marking)
-                if isinstance(example, Example) and sentences:
-                    example = set_apart(example, *(ids for ids, _ in sentences), tokenizer, config.cutoff)
+            for item, example in zip(items, _encoded(items, corpus.kind, tokenizer, config), strict=True):
+                if isinstance(example, BadLine):
+                    line = f"{example.origin}: {example.reason}"
+                    if config.on_error == "stop":
+                        raise UserError(f"{line} (--data.on-error=skip leaves bad lines out and lists them)")
+                    left_out.write(f"{line}\n")
+                    skipped += 1
+                    continue
                 if not isinstance(example, Example):
                     dropped[example] += 1
                     continue
-                file.write(example.tokens.tobytes())
+                tokens.write(example.tokens.tobytes())
+                labels.write(example.labels.tobytes())
                 rows.append(_row(item, example, position, codes))
                 position += len(example.tokens)
             index.append(np.array(rows, INDEX))
             progress(corpus.source, min(first + _BATCH, count), count)
     index = np.concatenate(index)
     if not len(index):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        reasons = dropped + Counter({"bad chat": skipped})
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         raise UserError(f"{corpus.source}: every example was dropped ({reasons}); is --data.cutoff too small?")
     languages = sorted(codes)
     if languages:
@@ -180,11 +193,40 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
         for side in ("source_language", "target_language"):
             index[side] = place[index[side]]
     np.save(folder / "index.npy", index)
-    (folder / "facts.json").write_text(json.dumps({"languages": languages, "dropped": dropped}))
+    (folder / "facts.json").write_text(json.dumps({"languages": languages, "dropped": dropped, "skipped": skipped}))
+
+
+def _encoded(
+    items: Sequence[_Item], kind: Kind, tokenizer: Tokenizer, config: DataConfig
+) -> Iterator[Example | Drop | BadLine]:
+    """The example of each item, or why there is none."""
+    lengths = {"cutoff": config.cutoff, "overlong": config.overlong}
+    marking = {"loss_on": config.loss_on, "min_target_tokens": config.min_target_tokens if kind == "parallel" else None}
+    encodings = iter(tokenizer.encode_batch([item.prompt.text for item in items if item.prompt]))
+    sides = ("source", "target") if kind == "parallel" and config.spans == "separate" else ()
+    alone = zip(*(tokenizer.encode_batch([getattr(item, side) for item in items]) for side in sides), strict=True)
+    for item in items:
+        if item.messages:
+            if tokenizer.chat_template is None:
+                raise UserError(
+                    f"{item.origin}: a chat, and the model's tokenizer has no chat template; give a --model that has "
+                    "one beside its tokenizer.json (chat_template.jinja, or in tokenizer_config.json), or data with "
+                    "instruction and output"
+                )
+            try:
+                yield mark_chat(*chats.encode(item.messages, tokenizer), **lengths)
+            except Bad as bad:
+                yield bad.at(item.origin)
+            continue
+        example = mark(next(encodings), item.prompt, tokenizer, **lengths, **marking)
+        sentences = next(alone, None)
+        if isinstance(example, Example) and sentences:
+            example = set_apart(example, *(ids for ids, _ in sentences), tokenizer, config.cutoff)
+        yield example
 
 
 def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) -> tuple:
-    start = (item.record, item.record_hash, position, len(example.tokens), example.response)
+    start = (item.record, item.record_hash, position, len(example.tokens))
     if not item.source_language:
         return (*start, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     languages = (codes.setdefault(code, len(codes)) for code in (item.source_language, item.target_language))
@@ -194,9 +236,13 @@ def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) ->
 
 def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndarray) -> Iterator[_Item]:
     for number, record in zip(indices.tolist(), corpus.records(indices), strict=True):
+        origin = record["origin"]
+        if messages := record.get("messages"):
+            yield _Item(number, _record_hash([messages]), origin, messages=json.loads(messages))
+            continue
         if corpus.kind == "instructions":
             texts = (record["instruction"], record["input"], record["output"])
-            yield _Item(number, _record_hash(texts), template.render(*texts))
+            yield _Item(number, _record_hash(texts), origin, template.render(*texts))
             continue
         sides = [(record["source"], record["source_language"]), (record["target"], record["target_language"])]
         record_hash = _record_hash(sorted(text for text, _ in sides))
@@ -206,7 +252,8 @@ def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndar
         ):
             if directions in (name, "both"):
                 prompt = template.render_translation(source, target, source_language, target_language)
-                yield _Item(number, record_hash, prompt, source, target, source_language, target_language)
+                languages = {"source_language": source_language, "target_language": target_language}
+                yield _Item(number, record_hash, origin, prompt, source=source, target=target, **languages)
 
 
 def _record_hash(texts) -> int:

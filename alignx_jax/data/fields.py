@@ -11,7 +11,14 @@ from alignx_jax.exits import UserError, one_line
 
 Record = dict[str, str]
 """Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,
-language, origin. `origin` is `file:line`. Sentences carry no white space at their ends."""
+language, origin; or messages, language, origin, where `messages` is JSON, a list of objects with role and content.
+`origin` is `file:line`. Sentences carry no white space at their ends; the contents of messages stay as they are."""
+
+_ROLES = ("system", "user", "assistant", "tool")
+_CHATS = {  # field of a chat: what a turn's role and text are called in it, and its own names of roles
+    "messages": ("role", "content", {}),
+    "conversations": ("from", "value", {"human": "user", "gpt": "assistant"}),
+}
 
 
 class BadLine(NamedTuple):
@@ -58,7 +65,7 @@ def json_object(line: str) -> dict:
     return value
 
 
-def string(value, field: str) -> str:
+def exact(value, field: str) -> str:
     if not isinstance(value, str):
         raise Bad(f"field {field!r} has to be a text, not {type(value).__name__}")
     try:
@@ -67,7 +74,11 @@ def string(value, field: str) -> str:
         raise Bad(f"field {field!r} holds half of a surrogate pair; write the character itself") from None
     if "\0" in value:
         raise Bad(f"field {field!r} holds a NUL character, as damaged files do; fetch the file again, or mend it")
-    return value.strip()
+    return value
+
+
+def string(value, field: str) -> str:
+    return exact(value, field).strip()
 
 
 def sentence(value, field: str) -> str:
@@ -113,10 +124,44 @@ def sentences(item: dict) -> dict[str, str]:
 def instruction(item) -> Record:
     if not isinstance(item, dict):
         raise Bad(f"not an object with instruction, input and output, but {type(item).__name__}")
-    given, code = item.get("input"), item.get("language", item.get("lang"))
+    code = item.get("language", item.get("lang"))
+    found = {"language": "" if code in (None, "") else language(code, "language")}
+    if field := next((name for name in _CHATS if item.get(name) is not None), None):
+        if item.get("tools"):
+            raise Bad("field 'tools' is not supported, and the chat was held with them; remove the line, or the field")
+        return {"messages": json.dumps(_messages(item[field], field), ensure_ascii=False)} | found
+    given = item.get("input")
     return {
         "instruction": sentence(get(item, "instruction"), "instruction"),
         "input": "" if given is None else string(given, "input"),
         "output": sentence(get(item, "output"), "output"),
-        "language": "" if code in (None, "") else language(code, "language"),
-    }
+    } | found
+
+
+def _messages(turns, field: str) -> list[dict[str, str]]:
+    """A chat as `messages` has it, whichever of `_CHATS` it was; what a template makes of it is seen later."""
+    role, content, names = _CHATS[field]
+    if not isinstance(turns, list):
+        raise Bad(f"field {field!r} has to be a list of turns, not {type(turns).__name__}")
+    messages = []
+    for place, turn in enumerate(turns):
+        where = f"{field}[{place}]"
+        if not isinstance(turn, dict):
+            raise Bad(f"field {where!r} has to be an object with {role} and {content}, not {type(turn).__name__}")
+        turn = {name: value for name, value in turn.items() if value is not None}
+        if unknown := turn.keys() - {role, content}:
+            raise Bad(f"field {where!r} has {min(unknown)!r}, which is not supported; it can hold {role} and {content}")
+        for name in (role, content):
+            if name not in turn:
+                raise Bad(f"field '{where}.{name}' is missing; every turn needs {role} and {content}")
+        who, said = (exact(turn[name], f"{where}.{name}") for name in (role, content))
+        if (who := names.get(who, who)) not in _ROLES:
+            raise Bad(f"field '{where}.{role}' is {who!r}; it has to be one of {', '.join([*_ROLES, *names])}")
+        if who in ("user", "assistant") and not said.strip():
+            raise Bad(f"field '{where}.{content}' is empty; fill it in or remove the line")
+        messages.append({"role": who, "content": said})
+    if "assistant" not in [message["role"] for message in messages]:
+        raise Bad(f"field {field!r} has no turn of the assistant, so that there is nothing to learn; remove the line")
+    if messages[0]["role"] == "assistant":
+        raise Bad(f"field {field!r} begins with the assistant; the first turn has to be the system's or the user's")
+    return messages

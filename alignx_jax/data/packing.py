@@ -35,8 +35,8 @@ class PackedExample:
     """An example on its way into a row; ranges are [start, end) over its tokens, (0, 0) is none."""
 
     tokens: np.ndarray
-    labels_from: int
-    """First token with weight as a label."""
+    labels: np.ndarray
+    """[n] bool: tokens with weight as a label."""
     source: tuple[int, int]
     target: tuple[int, int]
     languages: tuple[int, int]
@@ -130,8 +130,8 @@ def assemble(examples: Sequence[PackedExample], row_length: int, slots: int) -> 
         for number, (first, last) in enumerate(itertools.pairwise(start + pieces)):
             row.positions[first:last] = np.arange(last - first)
             row.segments[first:last] = slot + number * slots
-        # Nothing predicts a segment's first token.
-        row.loss_weights[start + max(example.labels_from, 1) : start + pieces[1]] = 1
+        row.loss_weights[start:end] = example.labels
+        row.loss_weights[start + pieces[:-1]] = 0  # nothing predicts a segment's first token
         row.source_span[start + example.source[0] : start + example.source[1]] = slot
         row.target_span[start + example.target[0] : start + example.target[1]] = slot
         row.source_language[slot - 1], row.target_language[slot - 1] = example.languages

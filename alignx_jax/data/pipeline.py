@@ -173,13 +173,13 @@ class Split:
 
     def _packed(self, example: int) -> packing.PackedExample:
         part, entry = self._entry(example)
-        tokens = part.examples.tokens[entry["start"] : entry["start"] + entry["length"]]
-        labels_from = int(entry["response"]) if self._config.loss_on == "response" else 1
+        place = slice(entry["start"], entry["start"] + entry["length"])
+        tokens, labels = part.examples.tokens[place], part.examples.labels[place]
         if not self._spans:
-            return packing.PackedExample(tokens, labels_from, (0, 0), (0, 0), (0, 0), (0, 0))
+            return packing.PackedExample(tokens, labels, (0, 0), (0, 0), (0, 0), (0, 0))
         return packing.PackedExample(
             tokens,
-            labels_from,
+            labels,
             source=(entry["source_start"], entry["source_end"]),
             target=(entry["target_start"], entry["target_end"]),
             languages=(part.languages[entry["source_language"]], part.languages[entry["target_language"]]),

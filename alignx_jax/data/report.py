@@ -118,7 +118,8 @@ def _direction(indexes: list[np.ndarray], edges: np.ndarray) -> dict[str, Any]:
 
 def _source(one: Examples) -> dict[str, Any]:
     reasons = Counter()
-    for line in (one.corpus.folder / "skipped.txt").read_text(encoding="utf-8").splitlines():
+    listed = ((folder / "skipped.txt").read_text(encoding="utf-8") for folder in (one.corpus.folder, one.folder))
+    for line in "".join(listed).splitlines():
         match = _BAD_LINE.fullmatch(line)
         reason = (match.group(2) if match else line).partition(";")[0]
         reasons[re.sub(r"\d+", "N", reason)] += 1  # at which byte is in the file

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from alignx_jax.data.fields import Bad
 from alignx_jax.data.prompts import Prompt
 from alignx_jax.data.tokenizer import Encoding, Tokenizer
 
@@ -23,8 +24,8 @@ class Example:
     """[n] int32, with BOS and EOS."""
     source: tuple[int, int]
     target: tuple[int, int]
-    response: int
-    """First token of the response."""
+    labels: np.ndarray
+    """[n] bool: tokens with weight in the next-token loss."""
     alone: tuple[int, int] | None = None
     """First tokens of the source and of the target by themselves, behind the prompt, if they are encoded once more."""
 
@@ -53,6 +54,7 @@ def mark(
     cutoff: int,
     overlong: Literal["drop", "truncate"],
     min_target_tokens: int | None,
+    loss_on: Literal["sequence", "response"],
 ) -> Example | Drop:
     """The example of an encoded prompt, or why it is dropped.
 
@@ -60,6 +62,7 @@ def mark(
     truncated sequence, is in no span (published: its `src_tgt_index` is 0). The token `min_target_tokens` places
     before the last position has to be a target token or the example is dropped (published: 3, as
     `src_tgt_index[:, -4] == 2`). None is for instructions, which have no spans and need one token of the response.
+    Labels are all tokens, or those from the first of the response on, but the first of all, which nothing predicts.
     """
     ids, offsets = encoding
     first = 0 if tokenizer.bos_id is None else 1
@@ -72,23 +75,42 @@ def mark(
         return "overlong"
     tokens = tokens[:cutoff]
     last = len(tokens) - 1
-    response = target[0]
-    if not target[1] or response > last:
+    labels = np.arange(len(tokens)) >= max(target[0] if loss_on == "response" else 1, 1)
+    if not target[1] or target[0] > last:
         return "no response token" if min_target_tokens is None else "few target tokens"
     if min_target_tokens is None:
-        return Example(tokens, (0, 0), (0, 0), response)
+        return Example(tokens, (0, 0), (0, 0), labels)
     target = (target[0], min(target[1], last))
     if not target[0] <= last - min_target_tokens < target[1]:
         return "few target tokens"
     if not source[1]:
         return "no source token"
-    return Example(tokens, source, target, response)
+    return Example(tokens, source, target, labels)
+
+
+def mark_chat(
+    ids: np.ndarray, labels: np.ndarray, *, cutoff: int, overlong: Literal["drop", "truncate"]
+) -> Example | Drop:
+    """The example of an encoded chat, or why it is dropped; its template has written BOS and all else.
+
+    Args:
+      ids: [n] int32
+      labels: [n] bool: tokens of the assistant.
+
+    Raises:
+      Bad: no token of the assistant before the cutoff.
+    """
+    if len(ids) > cutoff and overlong == "drop":
+        return "overlong"
+    if not labels[:cutoff].any():
+        raise Bad(f"no token of the assistant among the first --data.cutoff={cutoff}; raise it or remove the line")
+    return Example(ids[:cutoff], (0, 0), (0, 0), labels[:cutoff])
 
 
 def set_apart(
     example: Example, source_ids: np.ndarray, target_ids: np.ndarray, tokenizer: Tokenizer, cutoff: int
 ) -> Example | Drop:
-    """`example` followed by its two sentences, BOS and the bare text each, which its spans are now.
+    """`example` followed by its two sentences, BOS and the bare text each, which its spans are now, with no labels.
 
     Dropped as overlong if all of it is longer than the cutoff.
     """
@@ -101,6 +123,7 @@ def set_apart(
     return dataclasses.replace(
         example,
         tokens=tokens,
+        labels=np.pad(example.labels, (0, len(tokens) - source)),
         source=(source + len(bos), target),
         target=(target + len(bos), len(tokens)),
         alone=(source, target),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,15 +19,25 @@ _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
 )
+
+_FIXED_DATE = """{% macro strftime_now(format) %}\
+{{ format.replace('%Y', '2024').replace('%m', '07').replace('%d', '26').replace('%b', 'Jul').replace('%B', 'July') }}\
+{% endmacro %}
+"""
+"""What is prepared may not change from day to day; Llama 3.1's template takes this date where it is told none."""
 
 Encoding = tuple[np.ndarray, np.ndarray]
 """Token ids [n] int32, and the characters [n,2] int32 that each covers, as [start, end)."""
 
 
 class _Backend(Protocol):
+    chat_template: str | None
+    special: tuple[str, ...]
+
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -46,6 +56,20 @@ class Tokenizer:
     fingerprint: str
     """Changes with any of the tokenizer's files."""
     backend: _Backend
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja that writes a chat; None if the tokenizer has none, or is SentencePiece's alone."""
+        return self.backend.chat_template
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Tokens such as BOS and the end of a turn, as a chat template writes them; () without one."""
+        return self.backend.special
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: Any):
+        """What transformers' method of this name makes of a chat with `options`; needs a `chat_template`."""
+        return self.backend.apply_chat_template(messages, **options)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Ids and character offsets of each text.
@@ -67,6 +91,14 @@ class _Fast:
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()  # a tokenizer.json may ask for either
         self._rust.no_padding()
+        self.special = tuple(token.content for token in self._rust.get_added_tokens_decoder().values() if token.special)
+        template = tokenizer.chat_template
+        if isinstance(template, dict):  # by name
+            template = template.get("default")
+        self.chat_template = None if template is None else _FIXED_DATE + template
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: Any):
+        return self._tokenizer.apply_chat_template(list(messages), chat_template=self.chat_template, **options)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
@@ -78,6 +110,9 @@ class _Fast:
 
 class _SentencePiece:
     """`tokenizer.model`, read by SentencePiece itself: transformers' conversion of it gives other ids."""
+
+    chat_template = None  # SentencePiece finds no special token in the text that a template writes
+    special = ()
 
     def __init__(self, processor):
         self._processor = processor

@@ -92,7 +92,7 @@ def _example(draw):
     alone = sorted(draw(st.lists(st.integers(1, length - 1), min_size=2, max_size=2)))
     return packing.PackedExample(
         tokens=np.array(draw(st.lists(st.integers(0, 99), min_size=length, max_size=length)), np.int32),
-        labels_from=draw(st.integers(0, length - 1)),
+        labels=np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length))),
         source=(edges[0], edges[1]),
         target=(edges[2], edges[3]),
         languages=(draw(st.integers(0, 5)), draw(st.integers(0, 5))),
@@ -113,7 +113,7 @@ def test_a_row_holds_its_examples_and_nothing_else(examples):
             assert row.tokens[place] == token
             assert row.positions[place] == position - starts[piece]
             assert row.segments[place] == slot + 6 * piece
-            assert row.loss_weights[place] == (piece == 0 < position and position >= example.labels_from)
+            assert row.loss_weights[place] == (example.labels[position] and position not in starts)
             assert row.source_span[place] == (slot if example.source[0] <= position < example.source[1] else 0)
             assert row.target_span[place] == (slot if example.target[0] <= position < example.target[1] else 0)
             place += 1

@@ -14,18 +14,21 @@ TEMPLATE = prompts.load("alpaca")
 QUICK = settings(max_examples=50, deadline=None)
 
 
+@pytest.mark.parametrize("loss_on", ["sequence", "response"])
 @QUICK
 @given(source=sentences(), target=sentences())
-def test_every_span_decodes_to_its_sentence(any_tokenizer, source, target):
+def test_every_span_decodes_to_its_sentence(any_tokenizer, loss_on, source, target):
     _, tokenizer = any_tokenizer
     prompt = TEMPLATE.render_translation(source, target, "th", "zh")
     (encoding,) = tokenizer.encode_batch([prompt.text])
-    example = spans.mark(encoding, prompt, tokenizer, cutoff=4096, overlong="drop", min_target_tokens=1)
+    settings = {"cutoff": 4096, "overlong": "drop", "min_target_tokens": 1, "loss_on": loss_on}
+    example = spans.mark(encoding, prompt, tokenizer, **settings)
     assert example.tokens.tolist() == [tokenizer.bos_id, *encoding[0], tokenizer.eos_id]
     assert tokenizer.decode(example.tokens[slice(*example.source)]).strip() == source
     assert tokenizer.decode(example.tokens[slice(*example.target)]).strip() == target
     assert example.target[1] == len(example.tokens) - 1
-    assert example.response == example.target[0]
+    learned = range(example.target[0] if loss_on == "response" else 1, len(example.tokens))
+    assert np.flatnonzero(example.labels).tolist() == list(learned)
     assert example.source[1] <= example.target[0]
 
 
@@ -60,7 +63,8 @@ def test_truncating_and_dropping_are_the_published_rule(data, bos, overlong):
     cutoff, least = max(4, len(ids) + data.draw(st.integers(-12, 3))), data.draw(st.integers(1, 4))
 
     tokenizer = Tokenizer(bos, 2, None, 100, "", backend=None)
-    example = spans.mark((ids, offsets), prompt, tokenizer, cutoff=cutoff, overlong=overlong, min_target_tokens=least)
+    settings = {"cutoff": cutoff, "overlong": overlong, "min_target_tokens": least, "loss_on": "sequence"}
+    example = spans.mark((ids, offsets), prompt, tokenizer, **settings)
     tokens, marks, cut, kept = _published(ids.tolist(), offsets.tolist(), prompt, bos, 2, cutoff, least)
     if overlong == "drop" and cut:
         assert example == "overlong"
@@ -78,21 +82,22 @@ def test_instructions_need_one_token_of_the_response():
     tokenizer = Tokenizer(1, 2, None, 100, "", backend=None)
     prompt = prompts.Prompt("abcdef", (0, 0), (4, 6))
     encoding = np.arange(10, 16, dtype=np.int32), np.array([[i, i + 1] for i in range(6)], np.int32)
-    whole = spans.mark(encoding, prompt, tokenizer, cutoff=8, overlong="drop", min_target_tokens=None)
+    always = {"min_target_tokens": None, "loss_on": "response"}
+    whole = spans.mark(encoding, prompt, tokenizer, cutoff=8, overlong="drop", **always)
     assert whole.tokens.tolist() == [1, 10, 11, 12, 13, 14, 15, 2]
-    assert (whole.source, whole.target, whole.response) == ((0, 0), (0, 0), 5)
-    cut = spans.mark(encoding, prompt, tokenizer, cutoff=6, overlong="truncate", min_target_tokens=None)
+    assert (whole.source, whole.target, whole.labels.tolist()) == ((0, 0), (0, 0), [False] * 5 + [True] * 3)
+    cut = spans.mark(encoding, prompt, tokenizer, cutoff=6, overlong="truncate", **always)
     assert cut.tokens.tolist() == [1, 10, 11, 12, 13, 14]
     for cutoff, overlong, reason in ((5, "truncate", "no response token"), (7, "drop", "overlong")):
-        settings = {"cutoff": cutoff, "overlong": overlong, "min_target_tokens": None}
-        assert spans.mark(encoding, prompt, tokenizer, **settings) == reason
+        assert spans.mark(encoding, prompt, tokenizer, cutoff=cutoff, overlong=overlong, **always) == reason
 
 
 def test_a_sentence_without_tokens_is_dropped():
     tokenizer = Tokenizer(1, 2, None, 100, "", backend=None)
     prompt = prompts.Prompt("abcdef", (0, 1), (2, 6))
     encoding = np.arange(10, 15, dtype=np.int32), np.array([[i, i + 1] for i in range(1, 6)], np.int32)
-    assert spans.mark(encoding, prompt, tokenizer, cutoff=9, overlong="drop", min_target_tokens=3) == "no source token"
+    settings = {"cutoff": 9, "overlong": "drop", "min_target_tokens": 3, "loss_on": "sequence"}
+    assert spans.mark(encoding, prompt, tokenizer, **settings) == "no source token"
 
 
 @pytest.mark.parametrize("text", ["", "Guten Tag", "สวัสดี", "😀"])

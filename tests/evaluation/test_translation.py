@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -72,14 +73,15 @@ def test_a_direction_that_can_be_read_in_two_ways():
 def test_a_prompt_is_what_training_put_before_the_response(any_tokenizer, name, source, target):
     trained = TEMPLATES[name].render_translation(source, target, "th", "zh")
     (encoding,) = any_tokenizer.encode_batch([trained.text])
-    example = spans.mark(encoding, trained, any_tokenizer, cutoff=4096, overlong="drop", min_target_tokens=None)
+    settings = {"cutoff": 4096, "overlong": "drop", "min_target_tokens": None, "loss_on": "response"}
+    example = spans.mark(encoding, trained, any_tokenizer, **settings)
     config = TranslationConfig(shots=0)
     (text,) = translation.prompts(TEMPLATES[name], {"th": [source]}, {}, "th", "zh", config)
     assert text == trained.text[: trained.target[0]]
     (ids,) = translation.encode(any_tokenizer, [text])
     assert ids == example.tokens[: len(ids)].tolist()
     if name != "space":
-        assert len(ids) == example.response  # so the model begins where the response began
+        assert len(ids) == np.argmax(example.labels)  # so the model begins where the response began
 
 
 def test_shots_are_whole_prompts_in_the_same_direction():

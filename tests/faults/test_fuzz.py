@@ -175,6 +175,8 @@ PAIR = {"src_lang": "de", "tgt_lang": "en", "src": "Guten Tag", "tgt": "Good day
 WAYS = {"id": 1, "text": {"en": "Good day", "de": "Guten Tag", "zh_TW": "日"}}
 TSV = "de\ten\tGuten Tag\tGood day\ndeu_Latn\teng\tÄ \u2028 b\tc\r\n".encode()
 TASK = {"instruction": "Sum up", "input": "A text", "output": "Short", "language": "fi"}
+CHAT = {"messages": [{"role": "user", "content": "Hei"}, {"role": "assistant", "content": "Moi"}], "language": "fi"}
+SHARED = {"conversations": [{"from": "human", "value": "Hei"}, {"from": "gpt", "value": "Moi"}]}
 ITEM = {"premise": "It rained.", "choice1": "I got wet.", "choice2": "I flew.", "question": "effect", "label": 0}
 ITEM |= {"idx": 3, "lang": "en"}
 TEXT = b"Guten Tag\nEin Hund\n\xe6\x97\xa5\n"
@@ -186,7 +188,7 @@ def checked(found, fields):
         if isinstance(record, readers.BadLine):
             assert record.reason.isprintable()
             raise UserError(f"{record.origin}: {record.reason}")
-        assert record.keys() == fields
+        assert record.keys() == ({"messages", "language", "origin"} if "messages" in record else fields)
         for name, text in record.items():
             assert text or name in ("input", "language")
             assert text.encode() or not text
@@ -335,7 +337,8 @@ KINDS = {  # name: inputs, strategy, reader
     "Moses": (7_000, damaged(TEXT * 2, TEXT * 4), moses),
     "gzip": (5_000, damaged(gzip.compress(TSV, mtime=0), gzip.compress(TSV * 50, mtime=0)), parallel("c.tsv.gz")),
     "instructions, JSONL": (7_000, damaged(encoded(TASK, TASK)), instructions("i.jsonl")),
-    "instructions, JSON": (7_000, damaged(encoded([TASK, TASK])), instructions("i.json")),
+    "instructions, JSON": (4_000, damaged(encoded([TASK, TASK])), instructions("i.json")),
+    "chats, JSONL": (3_000, damaged(encoded(CHAT, TASK), encoded(SHARED, CHAT)), instructions("i.jsonl")),
     "Parquet": (2_000, damaged(parquet(PAIR, PAIR), parquet(WAYS)), parallel("c.parquet")),
     "Arrow": (2_000, damaged(arrow(PAIR, PAIR), arrow(WAYS)), parallel("c.arrow")),
     "multi-way JSONL": (7_000, damaged(encoded(WAYS, WAYS)), multiway("m.jsonl")),
