@@ -33,6 +33,8 @@ from alignx_jax.data.examples import Examples
 from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
+from alignx_jax.models import lora
+from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.training import durable, loop, progress, runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
@@ -99,6 +101,15 @@ class Session:
             f"{source.name}: {decoder.family}, {count / 1e6:,.1f} M parameters, {decoder.num_layers} layers of "
             f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
         )
+        if adapters := source.adapters():
+            self.line("", f"adapters of rank {adapters.rank}, merged into {source.base_model()}")
+
+    def show_adapters(self, decoder: DecoderConfig) -> None:
+        """What is trained with `--lora.rank`; a line only there."""
+        if self.config.lora.rank:
+            count = lora.count(self.config.lora, decoder)
+            names = ", ".join(lora.targets(self.config.lora, decoder))
+            self.line("adapters", f"of rank {self.config.lora.rank}, {count / 1e6:,.1f} M parameters: {names}")
 
     def show_flags(self) -> None:
         """The compiler's flags, ours and the user's; a line only where there are any."""
@@ -189,6 +200,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     kind = session.mesh.devices.flat[0].device_kind
     session.line("devices", f"{session.mesh.size} x {kind}{on}, mesh {_axes(session.mesh)}")
     loop.check(session.config, source, session.mesh)
+    session.show_adapters(source.decoder_config())
     choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
@@ -230,7 +242,7 @@ def with_layer(session: Session, config: Config, folder: storage.Path, source: r
         layer = earlier.objective.contrastive.layer if earlier else None
     else:
         choice = alignment.choose_layer(
-            source.load(session.mesh),
+            source.load(session.mesh, jnp.bfloat16 if config.lora.rank else jnp.float32),
             session.tokenizer(source),
             data.validation.pairs(_CHOOSING_PAIRS),
             session.mesh,
@@ -308,7 +320,7 @@ def models_of(session: Session) -> list[str]:
 
 
 def export(session: Session) -> None:
-    """The best checkpoint of the run's last stage as a Hugging Face folder."""
+    """The best checkpoint of the run's last stage as a Hugging Face folder, or its adapters as one of PEFT."""
     options = session.config.export
     path = session.config.model
     if not path:
@@ -320,10 +332,17 @@ def export(session: Session) -> None:
     folder = storage.path(options.to) if options.to else session.run / "export"
     session.console.rule("export", align="left")
     session.show_source(source)
-    source.export(source.load(session.mesh), folder, options.dtype, options.shard_gb * 1e9)
+    if options.adapter:
+        source.export_adapters(session.mesh, folder, card.base_name(source))
+        loads = f"peft.PeftModel.from_pretrained(base_model, {str(folder)!r})"
+    else:
+        half = options.dtype == "original" and source.dtype() == jnp.bfloat16  # rounded once in either case
+        decoder = source.load(session.mesh, jnp.bfloat16 if half else jnp.float32)
+        source.export(decoder, folder, options.dtype, options.shard_gb * 1e9)
+        loads = f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     if source.run:
-        hosts.first("card", lambda: card.write(source, folder, session.command))
-    session.line("results", f"{folder}: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
+        hosts.first("card", lambda: card.write(source, folder, session.command, adapter=options.adapter))
+    session.line("results", f"{folder}: {loads} loads it")
 
 
 def plan(session: Session, on: machines.Machine) -> None:
@@ -334,6 +353,7 @@ def plan(session: Session, on: machines.Machine) -> None:
     session.show_source(source)
     decoder = source.decoder_config()
     loop.check(config, source, session.mesh)
+    session.show_adapters(decoder)
     choice = loop.attention_kernel(config, decoder, session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()

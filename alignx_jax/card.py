@@ -41,29 +41,23 @@ class _Stage:
     """Validation losses of the checkpoint that the next stage, or the export, took."""
 
 
-def write(source: runs.Source, folder: str | storage.Path, command: str) -> None:
+def write(source: runs.Source, folder: str | storage.Path, command: str, *, adapter: bool = False) -> None:
     """`README.md` in `folder`, over one of the base model.
 
     Args:
       source: a stage of a run; the stages that it goes back to are described too.
       command: that exported it.
+      adapter: whether the folder holds adapters alone, for PEFT.
     """
-    stages, base = [], source
-    while base.run:
-        config = base.config()
-        stages.insert(0, _stage(base, config))
-        start = config.model or "sample"
-        try:
-            base = runs.find(start)
-        except UserError:  # moved since; its name, tokenizer and README are in the stage's folder
-            base = runs.Source(start, base.huggingface)
+    *trained, base = _history(source)
+    stages = [_stage(one, one.config()) for one in reversed(trained)]
     sample, identifier = base.name == "sample", _identifier(base)
     languages = sorted({code for stage in stages if stage.data for code in stage.data["languages"]})
     license_ = _license(source.huggingface / "README.md")
     data = ModelCardData(
         language=languages or None,
         base_model=None if sample else identifier,
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["alignx", "multilingual"],
         **license_,
@@ -73,6 +67,7 @@ def write(source: runs.Source, folder: str | storage.Path, command: str) -> None
         template_path=str(_TEMPLATE),
         name=identifier,
         sample=sample,
+        adapter=adapter,
         license=license_,
         languages=[f"{language_name(code)} ({code})" for code in languages],
         stages=stages,
@@ -82,6 +77,22 @@ def write(source: runs.Source, folder: str | storage.Path, command: str) -> None
         versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
     )
     durable.write(storage.path(str(folder)) / "README.md", card.content.rstrip() + "\n")
+
+
+def base_name(source: runs.Source) -> str:
+    """What a card calls the model that a run began with."""
+    return _identifier(_history(source)[-1])
+
+
+def _history(source: runs.Source) -> list[runs.Source]:
+    """A model, the one that it was trained from, and so on to the one that no run of ours has trained."""
+    if not source.run:
+        return [source]
+    start = source.config().model or "sample"
+    try:
+        return [source, *_history(runs.find(start))]
+    except UserError:  # moved since; its name, tokenizer and README are in the stage's folder
+        return [source, runs.Source(start, source.huggingface)]
 
 
 def _identifier(base: runs.Source) -> str:

@@ -153,6 +153,21 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): the model's weights are frozen, in bfloat16."""
+
+    __pydantic_config__ = _STRICT
+
+    rank: _Size = 0
+    """Rank of what is trained of a linear layer, in float32; 0: all weights are trained, and there are no adapters."""
+    alpha: _Positive = 32.0
+    """An adapter's output is multiplied by alpha / rank."""
+    targets: str = ".*"
+    """Linear layers with an adapter: a regular expression of Hugging Face's names of them, such as `q_proj|v_proj`;
+    unset: all of attention and MLP."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """The loop."""
 
@@ -258,6 +273,8 @@ class ExportConfig:
     """Folder to write; unset: `export` in the run's folder."""
     dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """Type of the written weights; original: that of the model training began from."""
+    adapter: bool = False
+    """Write the adapters of a run with `--lora.rank` alone, as a folder that PEFT loads over its base model."""
     shard_gb: _Positive = 5.0
     """Largest safetensors file, in GB (1e9 bytes)."""
 
@@ -321,6 +338,7 @@ class Config:
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()

@@ -48,6 +48,21 @@ _PARAMETERS: dict[tuple[str, ...], P] = {
     ("layers", "gate_bias"): P(None, "model"),  # [L,F]
     ("layers", "up_bias"): P(None, "model"),  # [L,F]
     ("layers", "down_bias"): P(None, None),  # [L,D]
+    # Adapters A [L,inputs,r] and B [L,r,outputs], each as the inputs or outputs of its weights.
+    ("query", "a"): P(None, "data", None),
+    ("query", "b"): P(None, None, "model", None),
+    ("key", "a"): P(None, "data", None),
+    ("key", "b"): P(None, None, "model", None),
+    ("value", "a"): P(None, "data", None),
+    ("value", "b"): P(None, None, "model", None),
+    ("attention_output", "a"): P(None, "model", None, None),
+    ("attention_output", "b"): P(None, None, "data"),
+    ("gate", "a"): P(None, "data", None),
+    ("gate", "b"): P(None, None, "model"),
+    ("up", "a"): P(None, "data", None),
+    ("up", "b"): P(None, None, "model"),
+    ("down", "a"): P(None, "model", None),
+    ("down", "b"): P(None, None, "data"),
     # The pair classifier is small (4 MB for an 8B model): every device has all of it.
     ("classifier", "gate"): P(None, None),
     ("classifier", "up"): P(None, None),

@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import tempfile
 import traceback
+from collections.abc import Collection
 
 import fsspec
 from etils import epath
@@ -92,6 +93,36 @@ def publish(staged: pathlib.Path, folder: Path, last: str = "") -> None:
     system, root = fsspec.url_to_fs(str(folder))
     for name in sorted(files(staged), key=lambda name: (name == last, name)):
         system.put_file(str(staged / name), f"{root}/{name}")
+
+
+def beside(folder: Path) -> pathlib.Path:
+    """Where to write what `end` then makes a new `folder` of."""
+    return _scratch() if is_remote(folder) else folder.with_name(f".{folder.name}.partial")
+
+
+def begin(partial: pathlib.Path, folder: Path, leftovers: Collection[str] = ()) -> None:
+    """Makes `partial`, which `beside` gave, an empty folder.
+
+    Args:
+      leftovers: files that an attempt which was stopped may have left in `folder`, in object storage.
+
+    Raises:
+      UserError: `folder` holds something already.
+    """
+    half = set(leftovers) if is_remote(folder) else set()
+    if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - half):
+        raise UserError(f"{folder} exists already; delete it, or give another folder")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def end(partial: pathlib.Path, folder: Path, last: str) -> None:
+    """Makes `partial`, with all in it, `folder`; in object storage its file `last` is written last."""
+    if is_remote(folder):
+        publish(partial, folder, last=last)
+        shutil.rmtree(partial)
+    else:
+        os.replace(partial, folder)
 
 
 def local_copy(folder: Path) -> pathlib.Path:

@@ -157,7 +157,7 @@ def gradient_error(folder: pathlib.Path) -> float:
         classifier = state.PairClassifier(decoder.config.hidden_size, 128, rngs=nnx.Rngs(0), dtype=jnp.float64)
         for name, kernel in reference.language_matching_classifier.named_parameters():
             setattr(classifier, name.partition("_")[0], nnx.Param(jnp.asarray(kernel.detach().numpy().T)))
-        graph, params = state.split(state.AlignX(decoder, classifier))
+        graph, params, _ = state.split(state.AlignX(decoder, classifier))
         plan = published.recipe(1, decoder.config.num_layers, jnp.float64)
         batch = published.batch({name: x.numpy() for name, x in inputs.items()})
         found, _ = jax.jit(functools.partial(step.gradients, graph=graph, recipe=plan))(params, batch)

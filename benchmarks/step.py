@@ -205,7 +205,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             compute_dtype=jnp.dtype("float32"),
             remat="attention",
         )
-        graph, params = state.split(model)
+        graph, params, _ = state.split(model)
         if check:
             recipe = dataclasses.replace(recipe, accumulation=1, group_pairs=rows * slots)
             _, losses = jax.jit(functools.partial(training.gradients, graph=graph, recipe=recipe))(params, batches[0])

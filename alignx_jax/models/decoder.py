@@ -63,12 +63,6 @@ def of_kind(choices: Sequence[jax.Array], kind: jax.Array | None) -> jax.Array:
     return choices[0] if len(choices) == 1 else jax.lax.select_n(kind, *choices)
 
 
-def _linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
-    """A product in the dtype of x, which the master weights are cast to."""
-    y = _product(equation, x, weight[...].astype(x.dtype))
-    return y if bias is None else y + jnp.expand_dims(bias[...].astype(x.dtype), (0, 1))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """einsum, whose gradient by the kernel takes x first.
@@ -108,6 +102,24 @@ def _rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 _rounded.defvjp(lambda weight, dtype: (_rounded(weight, dtype), None), lambda dtype, _, of_weight: (of_weight,))
+
+
+class Adapter(nnx.Module):
+    """What is trained of a linear layer with frozen weights W: y = x W + scale (x A) B; W + A B is never formed."""
+
+    def __init__(self, a: jax.Array, b: jax.Array, scale: float):
+        """A [L,inputs,rank] and B [L,rank,outputs], whose inputs and outputs may be heads and their sizes."""
+        self.a, self.b, self.scale = nnx.LoRAParam(a), nnx.LoRAParam(b), scale
+
+    def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+        """What is added to the product `equation` of x and W, in the dtype of x."""
+        of_inputs, y_dims = equation.split("->")
+        x_dims, kernel_dims = of_inputs.split(",")
+        inputs = "".join(d for d in kernel_dims if d in x_dims)
+        low_dims = x_dims.removesuffix(inputs) + "z"
+        low = _product(f"{x_dims},{inputs}z->{low_dims}", x, self.a[...].astype(x.dtype)) * self.scale
+        outputs = kernel_dims.removeprefix(inputs)
+        return _product(f"{low_dims},z{outputs}->{y_dims}", low, self.b[...].astype(x.dtype))
 
 
 def _normal(config: DecoderConfig, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -155,6 +167,13 @@ class Blocks(nnx.Module):
         self.gate, self.gate_bias = normal(d, f), bias(config.mlp_bias, f)
         self.up, self.up_bias = normal(d, f), bias(config.mlp_bias, f)
         self.down, self.down_bias = normal(f, d), bias(config.mlp_bias, d)
+        self.adapters = nnx.Dict()  # by the name of their weights; `lora.attach` adds them
+
+    def _linear(self, equation: str, x: jax.Array, name: str) -> jax.Array:
+        """A product in the dtype of x, which the weights are cast to."""
+        y, bias = _product(equation, x, getattr(self, name)[...].astype(x.dtype)), getattr(self, f"{name}_bias")
+        y = y if bias is None else y + jnp.expand_dims(bias[...].astype(x.dtype), (0, 1))
+        return y + self.adapters[name](equation, x) if name in self.adapters else y
 
     def __call__(
         self,
@@ -165,25 +184,25 @@ class Blocks(nnx.Module):
         """`mix` takes rotated q [R,T,H,h], k and v [R,T,K,h], and gives [R,T,H,h] and what else is to be returned."""
         with jax.named_scope("attention"):
             y_RxTxD = _rms_norm(x_RxTxD, self.attention_norm, self.config)
-            q_RxTxHxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.query, self.query_bias)
-            k_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.key, self.key_bias)
-            v_RxTxKxh = _linear("rtd,dnh->rtnh", y_RxTxD, self.value, self.value_bias)
+            q_RxTxHxh = self._linear("rtd,dnh->rtnh", y_RxTxD, "query")
+            k_RxTxKxh = self._linear("rtd,dnh->rtnh", y_RxTxD, "key")
+            v_RxTxKxh = self._linear("rtd,dnh->rtnh", y_RxTxD, "value")
             q, k, v = (sharding.constrain(a, "rows", None, "model", None) for a in (q_RxTxHxh, k_RxTxKxh, v_RxTxKxh))
             if self.config.qk_norms:
                 q, k = _rms_norm(q, self.query_norm, self.config), _rms_norm(k, self.key_norm, self.config)
             q, k = _rotate(q, cos_and_sin_2xRxTxf), _rotate(k, cos_and_sin_2xRxTxf)
             mixed_RxTxHxh, kept = mix(q, k, v)
             mixed_RxTxHxh = sharding.constrain(mixed_RxTxHxh, "rows", None, "model", None)
-            y_RxTxD = _linear("rtnh,nhd->rtd", mixed_RxTxHxh, self.attention_output, self.attention_output_bias)
+            y_RxTxD = self._linear("rtnh,nhd->rtd", mixed_RxTxHxh, "attention_output")
             if self.config.post_norms:
                 y_RxTxD = _rms_norm(y_RxTxD, self.attention_post_norm, self.config)
             x_RxTxD = sharding.constrain(x_RxTxD + y_RxTxD, "rows")
         with jax.named_scope("mlp"):
             y_RxTxD = _rms_norm(x_RxTxD, self.mlp_norm, self.config)
-            gate_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.gate, self.gate_bias)
-            up_RxTxF = _linear("rtd,df->rtf", y_RxTxD, self.up, self.up_bias)
+            gate_RxTxF = self._linear("rtd,df->rtf", y_RxTxD, "gate")
+            up_RxTxF = self._linear("rtd,df->rtf", y_RxTxD, "up")
             y_RxTxF = sharding.constrain(self.config.activation_function(gate_RxTxF) * up_RxTxF, "rows", None, "model")
-            y_RxTxD = _linear("rtf,fd->rtd", y_RxTxF, self.down, self.down_bias)
+            y_RxTxD = self._linear("rtf,fd->rtd", y_RxTxF, "down")
             if self.config.post_norms:
                 y_RxTxD = _rms_norm(y_RxTxD, self.mlp_post_norm, self.config)
             return sharding.constrain(x_RxTxD + y_RxTxD, "rows"), kept

@@ -6,7 +6,6 @@ import fnmatch
 import functools
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -248,20 +247,11 @@ def export(
     folder, dtype = storage.path(str(folder)), jnp.dtype(dtype)
     if decoder.config != decoder_config(source_config, "source_config"):
         raise ValueError("source_config is not that of the decoder")
-    remote = storage.is_remote(folder)
-    partial = storage.staging(folder) if remote else folder.with_name(f".{folder.name}.partial")
+    partial = storage.beside(folder)
     shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     names = [_SINGLE] if len(shards) == 1 else names
-
-    def make() -> None:
-        half = {*names, _INDEX} if remote else set()  # that an export which was stopped has left
-        if folder.exists() and (not folder.is_dir() or {file.name for file in folder.iterdir()} - half):
-            raise UserError(f"{folder} exists already; delete it, or give another folder")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-
-    hosts.first("folder of an export", make)
+    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {*names, _INDEX}))
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
@@ -269,12 +259,8 @@ def export(
             parameter = _to_host(functools.reduce(dict.__getitem__, weight.path, params), layer)
             if hosts.is_first():
                 tensors[key] = _tensor(parameter, decoder.config, key, weight, dtype)
-        try:
-            if tensors:
-                safetensors.numpy.save_file(tensors, partial / name, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # such as a full disk
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StorageError(f"{partial / name}: {error}; make room, and start the same command again") from error
+        if tensors:
+            save(tensors, partial / name)
 
     def finish() -> None:
         if len(shards) > 1:
@@ -283,13 +269,22 @@ def export(
             files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
         _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
-        if remote:
-            storage.publish(partial, folder, last="config.json")
-            shutil.rmtree(partial)
-        else:
-            os.replace(partial, folder)
+        storage.end(partial, folder, last="config.json")
 
     hosts.first("end of an export", finish)
+
+
+def save(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+      StorageError: it could not be written; its folder is gone.
+    """
+    try:
+        safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # such as a full disk
+        shutil.rmtree(file.parent, ignore_errors=True)
+        raise StorageError(f"{file}: {error}; make room, and start the same command again") from error
 
 
 def _entries(config: DecoderConfig) -> Iterator[tuple[str, Weight, int | None]]:

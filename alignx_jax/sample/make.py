@@ -139,7 +139,7 @@ def pretrain(sentences: list[dict[str, str]], encoder: tokenizer.Tokenizer, step
     )
     with jax.set_mesh(mesh):
         decoder = Decoder(config, rngs=nnx.Rngs(0))
-        graph, params = state.split(state.build(decoder, None, seed=0))
+        graph, params, _ = state.split(state.build(decoder, None, seed=0))
         now = state.create(params, optimizer.build(settings, steps), mesh)
         update = step.compiled_for(now, graph=graph, recipe=recipe, config=settings, steps=steps)
         done = 0

@@ -209,7 +209,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step` in the shardings of `like`, whatever mesh wrote it."""
+        """The state of `step` in the shardings of `like`, whatever mesh wrote it, without what is frozen."""
         found = self.restore_part(step, _parts(like))
         params = {k: found[k] for k in like.params}
         return TrainState(step=found["count"]["step"], params=params, optimizer=found["optimizer"])
@@ -291,5 +291,5 @@ def _digests(folder: storage.Path, sizes: dict[str, int]) -> dict[str, list]:
 
 
 def _parts(state: TrainState) -> dict[str, Params]:
-    """Separate items, so that the decoder can be read without the rest."""
+    """Separate items, so that the decoder can be read without the rest. What is frozen is in none."""
     return {**state.params, "optimizer": state.optimizer, "count": {"step": state.step}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -14,10 +15,10 @@ from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline
 from alignx_jax.exits import UserError
-from alignx_jax.models import attention
+from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import durable, optimizer, profiling, runs, state, stopping
+from alignx_jax.training import base, durable, optimizer, profiling, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
@@ -27,8 +28,8 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
 
     Raises:
       UserError: the mesh does not divide the model or the batch, a layer is not in the model, negatives are asked of
-        micro-batches that a step does not have, the kernel that is asked for cannot compute attention there, or
-        the steps to trace are none.
+        micro-batches that a step does not have, the kernel that is asked for cannot compute attention there, adapters
+        do not fit the model or those that it has, or the steps to trace are none.
     """
     if config.objective.negatives == "step" and config.training.accumulation == 1 and config.stage != "2":
         raise UserError(
@@ -36,10 +37,27 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
             "give global, which is the same at no cost, or a larger accumulation"
         )
     sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
+    check_adapters(config, source)
     align_layer(config, source.decoder_config())
     matching_layer(config, source.decoder_config())
     attention_kernel(config, source.decoder_config(), mesh)
     profiling.steps(config.profile, None)
+
+
+def check_adapters(config: Config, source: runs.Source) -> None:
+    """Whether the model can be trained with `config.lora`, or goes on with its adapters.
+
+    Raises:
+      UserError: it cannot, or does not.
+    """
+    lora.check(config.lora, source.decoder_config())
+    there, here = source.adapters(), config.lora
+    if there and here.rank and there != here:
+        raise UserError(
+            f"--lora: {source.name} has adapters of --lora.rank={there.rank} --lora.alpha={there.alpha} "
+            f"--lora.targets={there.targets}, which a stage with --lora.rank goes on with; give the same, or export it "
+            "and start from that"
+        )
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
@@ -48,17 +66,19 @@ def align_layer(config: Config, decoder: DecoderConfig) -> int:
     `auto` has to be replaced by a number before training; until then it stands for half.
     """
     layer = config.objective.contrastive.layer
-    return _layer("contrastive", None if layer == "auto" else layer, decoder.num_layers // 2, decoder)
+    return _layer("contrastive", None if layer == "auto" else layer, decoder.num_layers // 2, config, decoder)
 
 
 def matching_layer(config: Config, decoder: DecoderConfig) -> int:
     """Layers run before the state whose language is matched: all unless set."""
-    return _layer("language-matching", config.objective.language_matching.layer, decoder.num_layers, decoder)
+    return _layer("language-matching", config.objective.language_matching.layer, decoder.num_layers, config, decoder)
 
 
-def _layer(loss: str, layer: int | None, default: int, decoder: DecoderConfig) -> int:
+def _layer(loss: str, layer: int | None, default: int, config: Config, decoder: DecoderConfig) -> int:
     if layer is None:
         return default
+    if layer == 0 and config.lora.rank:
+        raise UserError(f"--objective.{loss}.layer=0: with --lora.rank the embeddings are frozen; give 1 or more")
     if not 0 <= layer <= decoder.num_layers:
         raise UserError(
             f"--objective.{loss}.layer={layer}: the model has {decoder.num_layers} layers; "
@@ -111,8 +131,9 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
 def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh, last: int) -> Step:
     """The step that trains, of a run of `last` steps. What is compiled ahead of time is this same function."""
     tx = optimizer.build(config.optimizer, last)
-    graph, shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder))))
-    like = state.abstract(shapes, tx, mesh)
+    dtype = jnp.bfloat16 if config.lora.rank else jnp.float32
+    graph, *shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder, dtype))))
+    like = state.abstract(shapes[0], tx, mesh, shapes[1])
     train_step = steps.compiled_for(
         like,
         config=config.optimizer,
@@ -123,14 +144,18 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
     )
 
     def begin(decoder: Decoder) -> state.TrainState:
-        return state.create(state.split(_build(config, plan, decoder))[1], tx, mesh)
+        _, params, frozen = state.split(_build(config, plan, decoder))
+        return state.create(params, tx, mesh, frozen)
 
-    return Step(decoder, graph, plan, like, train_step, begin)
+    def go_on(saved: state.TrainState, decoder: Decoder) -> state.TrainState:
+        return dataclasses.replace(saved, frozen=state.split(_build(config, plan, decoder))[2])
+
+    return Step(decoder, graph, plan, like, train_step, begin, go_on)
 
 
 def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX:
     width = config.objective.language_matching.width if "language_matching" in plan.weights else None
-    return state.build(decoder, width, seed=config.seed)
+    return state.build(decoder, width, seed=config.seed, adapters=config.lora)
 
 
 def train(
@@ -172,15 +197,19 @@ def train(
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}
     step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
-    loaded = []
+    loaded, load = [], source.load_adapted if config.lora.rank else source.load
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
         runs.check_model(folder, source)
+        if config.lora.rank:  # whose checkpoints are without the model
+            loaded = [load(mesh)]
+            base.check(folder, loaded[0])
     else:
-        loaded = [source.load(mesh)]  # before the folder is there: a spoilt model leaves none behind
+        loaded = [load(mesh)]  # before the folder is there: a spoilt model leaves none behind
+        below = base.record(source.base_model(), loaded[0]) if config.lora.rank else None
         hosts.gather("loaded", None)
-        hosts.first("claim", lambda: runs.claim(folder, config, source, corpora))
+        hosts.first("claim", lambda: runs.claim(folder, config, source, corpora, below))
     runs.check_shared(folder)
     hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
     stage = Stage(config, folder, step, data, mesh, console, stop, begun)
     # Nothing keeps the decoder: its arrays are donated to the first step.
-    return stage.train(title, lambda: loaded.pop() if loaded else source.load(mesh))
+    return stage.train(title, lambda: loaded.pop() if loaded else load(mesh))

@@ -2,7 +2,7 @@
 
 A stage's folder holds `config.json`, `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in
 `huggingface/` the model's configuration and tokenizer, so that it can be evaluated, exported or trained further by
-itself.
+itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import Config
+from alignx_jax.config import Config, LoraConfig
 from alignx_jax.config_files import flat, from_json, to_json
 from alignx_jax.data import cache
 from alignx_jax.exits import UserError
-from alignx_jax.models import families, huggingface
+from alignx_jax.models import families, huggingface, lora, peft
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training import durable
+from alignx_jax.training import base, durable
 from alignx_jax.training.checkpoints import Checkpoints, to_stderr
 from alignx_jax.training.state import PairClassifier, Params
 
@@ -56,7 +56,8 @@ _FREE = (
 )
 # What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
-_BEGUN = ("huggingface", "corpora.json", "config.json")  # `claim` writes them, in this order
+_SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
+_BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
@@ -74,6 +75,11 @@ class Source:
     def decoder_config(self) -> families.DecoderConfig:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
 
+    def dtype(self) -> jnp.dtype:
+        """Of the weights that training began from, as the model's config.json names it."""
+        settings = huggingface.read_config(self.huggingface)
+        return jnp.dtype(settings.get("dtype") or settings.get("torch_dtype") or "float32")
+
     def fingerprint(self) -> str:
         """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
         files = [file for file in self.huggingface.iterdir() if file.suffix in (".safetensors", ".model")]
@@ -86,11 +92,68 @@ class Source:
         return from_json(file.read_bytes(), str(file)) if file else None
 
     def load(self, mesh: Mesh, dtype=jnp.float32) -> Decoder:
-        """The decoder, sharded over `mesh`, with master weights of type `dtype`."""
+        """The decoder, sharded over `mesh`, with master weights of type `dtype`; adapters are merged into them.
+
+        Raises:
+          UserError: the weights are damaged, or those below adapters are gone or others than were trained on.
+        """
         if self.run is None:
             return huggingface.load(self.huggingface, mesh, dtype)
+        if self.adapters():
+            return lora.merge(self.load_adapted(mesh, dtype))
         graph, params = abstract_decoder(self.decoder_config())
         return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
+
+    def adapters(self) -> LoraConfig | None:
+        """The settings of the adapters that the stage trained; None where it trained all weights, or is no stage."""
+        config = self.config()
+        return config.lora if config and config.lora.rank else None
+
+    def load_adapted(self, mesh: Mesh, dtype=jnp.bfloat16) -> Decoder:
+        """The decoder with frozen weights of type `dtype`, and beside them the adapters, if the stage trained such."""
+        settings = self.adapters()
+        if not settings:
+            return self.load(mesh, dtype)
+        try:
+            decoder = find(base.model(self.run)).load(mesh, dtype)
+        except UserError as error:
+            raise UserError(
+                f"{self.run} holds adapters alone, and their model cannot be read: {error}; put it back, or name its "
+                f"new place in {self.run / base.FILE}"
+            ) from None
+        base.check(self.run, decoder)
+
+        def adapted() -> Decoder:
+            empty = random_decoder(self.decoder_config())
+            lora.attach(empty, settings, seed=0)
+            return empty
+
+        graph, like, _ = nnx.split(nnx.eval_shape(adapted), nnx.LoRAParam, nnx.Param)
+        trained = self._restore("decoder", nnx.to_pure_dict(like), mesh, jnp.float32)
+        return nnx.merge(graph, trained, nnx.to_pure_dict(nnx.state(decoder, nnx.Param)))
+
+    def base_model(self) -> str:
+        """Where the weights are that adapters are trained on: this model, or the one below its adapters."""
+        if self.adapters():
+            return base.model(self.run)
+        return "sample" if self.huggingface == SAMPLE_MODEL else str(storage.absolute(self.run or self.huggingface))
+
+    def export_adapters(self, mesh: Mesh, folder: str | storage.Path, name: str) -> None:
+        """Writes the adapters alone, as a folder that PEFT loads over the model that they were trained on.
+
+        Args:
+          folder: new, or empty.
+          name: of that model.
+
+        Raises:
+          UserError: there are none, the folder holds something already, or as `load`.
+        """
+        settings = self.adapters()
+        if not settings:
+            raise UserError(
+                f"--export.adapter: {self.name} has no adapters, as it was trained without --lora.rank; leave it out"
+            )
+        peft.export(self.load_adapted(mesh), settings, storage.path(str(folder)), name)
 
     def export(
         self, decoder: Decoder, folder: str | storage.Path, dtype: str = "original", shard_bytes: float = 5e9
@@ -108,10 +171,8 @@ class Source:
         """
         settings = huggingface.read_config(self.huggingface)
         companions(self.huggingface)  # refused before anything is written
-        if dtype == "original":
-            dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
-        folder = storage.path(str(folder))
-        huggingface.export(decoder, settings, folder, jnp.dtype(dtype), shard_bytes)
+        folder, written = storage.path(str(folder)), self.dtype() if dtype == "original" else jnp.dtype(dtype)
+        huggingface.export(decoder, settings, folder, written, shard_bytes)
         hosts.first("companions", lambda: copy_companions(self.huggingface, folder))
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
@@ -135,9 +196,9 @@ class Source:
         return checkpoints.restore_part(step, like)[part]
 
 
-def random_decoder(config: families.DecoderConfig) -> Decoder:
+def random_decoder(config: families.DecoderConfig, dtype=jnp.float32) -> Decoder:
     """A decoder that holds no checkpoint's weights; under `nnx.eval_shape` it costs nothing and gives the shapes."""
-    return Decoder(config, rngs=nnx.Rngs(0))
+    return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
 
 
 def abstract_decoder(config: families.DecoderConfig) -> tuple[nnx.GraphDef, dict]:
@@ -313,12 +374,20 @@ def _corpora_text(corpora: dict[str, str]) -> str:
     return json.dumps(corpora, indent=2) + "\n"
 
 
-def claim(folder: storage.Path, config: Config, source: Source, corpora: dict[str, str]) -> None:
-    """Makes `folder`, new or empty or left half-made, the folder of a stage: it is one once it has its config.json."""
+def claim(
+    folder: storage.Path, config: Config, source: Source, corpora: dict[str, str], below: str | None = None
+) -> None:
+    """Makes `folder`, new or empty or left half-made, the folder of a stage: it is one once it has its config.json.
+
+    Args:
+      below: the `base.record` where adapters are trained.
+    """
     storage.remove(folder / "huggingface")  # of another model, perhaps
     storage.make(folder / "huggingface")
     copy_companions(source.huggingface, folder / "huggingface")
     durable.write(folder / "corpora.json", _corpora_text(corpora))
+    if below:
+        durable.write(folder / base.FILE, below)
     durable.write(folder / "config.json", _config_text(config))
     if not storage.is_remote(folder):
         durable.sync(folder.parent)

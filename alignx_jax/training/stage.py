@@ -40,6 +40,8 @@ class Step:
     train_step: jax.stages.Wrapped
     begin: Callable[[Decoder], state.TrainState]
     """The state before the first step."""
+    go_on: Callable[[state.TrainState, Decoder], state.TrainState]
+    """A state from a checkpoint with the weights that are frozen and not in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Stage:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def train(self, title: str, load: Callable[[], Decoder]) -> Result:
-        """From wherever the folder stands to the end; `load` is called at the beginning alone."""
+        """From wherever the folder stands to the end; `load` is called at the beginning, or if weights are frozen."""
         try:
             with self.watch:
                 self.start(load)
@@ -122,6 +124,8 @@ class Stage:
             self.note(f"{self.folder}: all {self.last} steps are done already")
         elif self.first:
             self.state = self.checkpoints.restore(self.first, self.step.like)
+            if self.step.like.frozen:
+                self.state = self.step.go_on(self.state, load())
             self.note(f"continuing {self.folder} from step {self.first} of {self.last}")
         else:
             if logged:
@@ -148,7 +152,7 @@ class Stage:
         """Every loss over the validation split, divided once at its end; logged."""
         totals = None
         for _, batch in self.batches(self.data.validation, 0, f"validating after step {step}, batch"):
-            sums = self.validation_sums(self.state.params, batch)
+            sums = self.validation_sums(self.state.params, batch, self.state.frozen)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         values = {}
         if totals is not None:

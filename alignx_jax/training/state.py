@@ -1,4 +1,7 @@
-"""What a step changes: the model (decoder and pair classifier), the optimizer's moments, the step count."""
+"""What a step changes: the model (decoder and pair classifier), the optimizer's moments, the step count.
+
+With adapters (LoRA) only these and the classifier are trained; the decoder's other weights are frozen.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alignx_jax import sharding
+from alignx_jax.config import LoraConfig
+from alignx_jax.models import lora
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
 
@@ -48,30 +53,37 @@ class TrainState:
     step: jax.Array
     """int32 number of updates made."""
     params: Params
+    """What is trained."""
     optimizer: optax.OptState
+    frozen: Params = dataclasses.field(default_factory=dict)
+    """The other weights: no gradient, no moments, and not in a checkpoint; empty where all are trained."""
 
 
-def build(decoder: Decoder, classifier_width: int | None, *, seed: int) -> AlignX:
-    """A decoder with the classifier it is trained beside, random from `seed`; none without a width."""
+def build(decoder: Decoder, classifier_width: int | None, *, seed: int, adapters: LoraConfig | None = None) -> AlignX:
+    """A decoder with what it is trained with, random from `seed`: the classifier, none without a width; adapters, none
+    of rank 0, and those that it has already stay."""
+    if adapters and adapters.rank and not decoder.layers.adapters:
+        lora.attach(decoder, adapters, seed=seed)
     if classifier_width is None:
         return AlignX(decoder, None)
     hidden_size = decoder.config.hidden_size
     return AlignX(decoder, PairClassifier(hidden_size, classifier_width, rngs=nnx.Rngs(seed)))
 
 
-def split(model: AlignX) -> tuple[nnx.GraphDef, Params]:
-    """The model's structure and its parameters; `nnx.merge` puts them together again."""
-    graph, variables = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(variables)
+def split(model: AlignX) -> tuple[nnx.GraphDef, Params, Params]:
+    """The model's structure, what is trained and what is frozen; `nnx.merge` puts them together again."""
+    beside = nnx.PathContains("classifier")
+    trained = nnx.Any(nnx.LoRAParam, beside) if model.decoder.layers.adapters else nnx.Param
+    graph, params, frozen = nnx.split(model, trained, nnx.Param)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 
 
-def abstract(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract(params: Params, tx: optax.GradientTransformation, mesh: Mesh, frozen: Params | None = None) -> TrainState:
     """Shapes, types and shardings of a state: for restoring one, and for compiling its step.
 
     Args:
-      params: arrays, or their shapes.
+      params, frozen: arrays, or their shapes.
     """
-    specs = sharding.parameter_shardings(params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def like(x, s):
@@ -80,17 +92,19 @@ def abstract(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> Tr
     moments = jax.eval_shape(tx.init, params)
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
-        params=jax.tree.map(like, params, specs),
+        params=jax.tree.map(like, params, sharding.parameter_shardings(params, mesh)),
         optimizer=jax.tree.map(like, moments, sharding.moment_shardings(moments, params, mesh)),
+        frozen=jax.tree.map(like, frozen or {}, sharding.parameter_shardings(frozen or {}, mesh)),
     )
 
 
-def create(params: Params, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create(params: Params, tx: optax.GradientTransformation, mesh: Mesh, frozen: Params | None = None) -> TrainState:
     """The state before the first step, each moment sharded as its parameter."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(params, tx, mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(params, tx, mesh, frozen))
     params = jax.device_put(params, shardings.params)
     return TrainState(
         step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
         params=params,
         optimizer=jax.jit(tx.init, out_shardings=shardings.optimizer)(params),
+        frozen=jax.device_put(frozen or {}, shardings.frozen),
     )

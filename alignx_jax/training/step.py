@@ -185,7 +185,9 @@ def _spans(batch: Batch) -> tuple[jax.Array, ...]:
     return source, target, pooling.predicting(source, batch.segments), pooling.predicting(target, batch.segments)
 
 
-def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe) -> tuple[Params, Metrics]:
+def gradients(
+    params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe, frozen: Params | None = None
+) -> tuple[Params, Metrics]:
     """Gradient of L = L_NTP + lambda_ctr L_CTR + lambda_lam L_LAM over the whole batch, and every loss.
 
     Sums and weights run over all micro-batches and are divided once. Besides the losses the metrics hold the number
@@ -196,12 +198,13 @@ def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe)
     """
     micro_batches, weights = split(batch, recipe), loss_weights(batch, recipe)
     beside = {k: v for k, v in params.items() if k != "decoder"}  # the pair classifier, if there is one
+    frozen = frozen or {}
 
     def of_pairs(pooled_RxPxKxD: jax.Array, batch: Batch) -> tuple[jax.Array, Params, Metrics]:
         """Gradients of the weighted pair losses by the pooled states and by the classifier."""
 
         def loss(pooled_RxPxKxD: jax.Array, beside: Params):
-            means = _means(pair_sums(nnx.merge(graph, params | beside), pooled_RxPxKxD, batch, recipe), weights)
+            means = _means(pair_sums(nnx.merge(graph, params | beside, frozen), pooled_RxPxKxD, batch, recipe), weights)
             return sum(recipe.weights[k] * mean for k, mean in means.items()), means
 
         (of_pooled, of_beside), means = jax.grad(loss, argnums=(0, 1), has_aux=True)(pooled_RxPxKxD, beside)
@@ -212,7 +215,7 @@ def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe)
         micro, of_pooled = xs
 
         def run(params: Params):
-            next_token_sum, pooled = forward(nnx.merge(graph, params), micro, recipe)
+            next_token_sum, pooled = forward(nnx.merge(graph, params, frozen), micro, recipe)
             return _means({"next_token": next_token_sum}, weights), pooled
 
         (metrics, pooled), pull = jax.vjp(run, params)
@@ -226,7 +229,7 @@ def gradients(params: Params, batch: Batch, graph: nnx.GraphDef, recipe: Recipe)
 
     of_pooled, of_beside, metrics = None, {}, {}
     if recipe.two_passes:
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, params, frozen)
         pooled = jax.lax.map(lambda micro: forward(model, micro, recipe)[1], micro_batches)
         of_pooled, of_beside, metrics = of_pairs(join(pooled, recipe), batch)
         of_pooled = split(of_pooled, recipe)
@@ -257,7 +260,7 @@ def train_step(
     With `skip_nonfinite`, a step whose loss or gradient is not finite changes neither parameters nor moments, and the
     metric `skipped` is 1; its place in the schedule is used up, as its batch is.
     """
-    grads, metrics = gradients(state.params, batch, graph, recipe)
+    grads, metrics = gradients(state.params, batch, graph, recipe, state.frozen)
     norm = optax.tree.norm(grads)
     tx = optimizer.build(config, steps)
     updates, moments = tx.update(optimizer.clip(grads, norm, config.clip_norm), state.optimizer, state.params)
@@ -269,7 +272,7 @@ def train_step(
         metrics["skipped"] = jnp.where(good, 0.0, 1.0)
         params = jax.tree.map(functools.partial(jnp.where, good), params, state.params)
         moments = optimizer.keep_unless(good, moments, state.optimizer)
-    return TrainState(step=state.step + 1, params=params, optimizer=moments), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=params, optimizer=moments), metrics
 
 
 def all_finite(tree: TrainState) -> jax.Array:
@@ -278,9 +281,11 @@ def all_finite(tree: TrainState) -> jax.Array:
     return jnp.all(jnp.stack(finite))
 
 
-def validation_sums(params: Params, batch: Batch, *, graph: nnx.GraphDef, recipe: Recipe) -> tuple[Metrics, Metrics]:
+def validation_sums(
+    params: Params, batch: Batch, frozen: Params | None = None, *, graph: nnx.GraphDef, recipe: Recipe
+) -> tuple[Metrics, Metrics]:
     """The sum and the weight of every loss over one batch; the caller adds them up and divides once."""
-    micro_batches, model = split(batch, recipe), nnx.merge(graph, params)
+    micro_batches, model = split(batch, recipe), nnx.merge(graph, params, frozen or {})
     if recipe.two_passes:
         next_token_sums, pooled = jax.lax.map(lambda micro: forward(model, micro, recipe), micro_batches)
         sums = {"next_token": next_token_sums} | pair_sums(model, join(pooled, recipe), batch, recipe)

@@ -216,7 +216,7 @@ def config(options: Options, corpus: pathlib.Path, tokens: dict[str, int]) -> Co
 def held_out_losses(source: runs.Source, training: Config, facts: dict, mesh: Mesh) -> dict[str, dict[str, float]]:
     """Perplexity and bits per byte (end of text included in both) of the held-out documents of each language."""
     encoder, found = tokenizer.load(source.huggingface), {}
-    graph, params = state.split(state.build(source.load(mesh), None, seed=0))
+    graph, params, _ = state.split(state.build(source.load(mesh), None, seed=0))
     for code, counts in facts.items():
         file = str(pathlib.Path(training.data.instructions[0]).with_name(f"heldout.{code}.jsonl"))
         data = dataclasses.replace(training.data, instructions=(file,), instruction_weights=())
