@@ -2,7 +2,8 @@
 
 TPU: https://docs.cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e. The memory is what the compiler of libtpu 0.0.42
 names as available in its message when a program does not fit; the documents say 16, 95 and 32 GB.
-GPU: NVIDIA's data sheets of the H100 SXM and the H200 SXM, without sparsity.
+GPU: NVIDIA's data sheets of the H100 SXM and the H200 SXM, and its paper on the Ada architecture (RTX 4090, with sums
+in float32), without sparsity.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ TPUS = {
 GPUS = {
     "h100": Chip("H100 SXM 80 GB", 80e9, 989e12, 3350e9, 450e9),
     "h200": Chip("H200 SXM 141 GB", 141e9, 989e12, 4800e9, 450e9),
+    "rtx4090": Chip("RTX 4090 24 GB", 24e9, 165.2e12, 1008e9, 31.5e9),  # its link is PCI Express 4.0 x16
 }
 _KINDS = {"v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p", "v5": "v5p", "v6 lite": "v6e", "v6e": "v6e"}
 """By what JAX calls a TPU (`device_kind`), the first that fits."""
@@ -50,10 +52,12 @@ def of_device(kind: str) -> Chip | None:
             return TPUS[chip]
     if "H100" in kind and ("HBM3" in kind or "SXM" in kind):  # not the PCIe card, which is slower
         return GPUS["h100"]
+    if "RTX 4090" in kind:
+        return GPUS["rtx4090"]
     return GPUS["h200"] if "H200" in kind else None
 
 
-def model_flops(decoder: DecoderConfig, rows: int, length: int, *, causal: bool) -> float:
+def model_flops(decoder: DecoderConfig, rows: int, length: int, *, causal: bool, adapters: int = 0) -> float:
     """FLOPs of a step that computes nothing twice: 6 N a token and 12 H h for each token that it attends to in a layer.
 
     The count of PaLM (arXiv 2204.02311, appendix B): N are the weights of matrix products, the output table among them
@@ -61,6 +65,9 @@ def model_flops(decoder: DecoderConfig, rows: int, length: int, *, causal: bool)
     forward and twice that backward. A token attends to w tokens where the layer has a window of w < T, else to all T of
     its row; causal: to w - w^2 / 2T on average, else to T / 2. The pair losses and, in a packed row, the bounds of its
     examples are not counted.
+
+    Args:
+      adapters: their parameters n, where other weights are frozen and have no gradient: 4 N + 6 n in place of 6 N.
     """
     d, f, heads = decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim
     layer = 2 * d * heads + 2 * d * decoder.num_kv_heads * decoder.head_dim + 3 * d * f
@@ -68,4 +75,5 @@ def model_flops(decoder: DecoderConfig, rows: int, length: int, *, causal: bool)
     local = sum(decoder.local_layers)
     reaches = [length] * (decoder.num_layers - local) + [min(decoder.window or length, length)] * local
     attended = sum(w - w * w / (2 * length) if causal else w for w in reaches)
-    return rows * length * (6 * weights + 12 * heads * attended)
+    products = 4 * weights + 6 * adapters if adapters else 6 * weights
+    return rows * length * (products + 12 * heads * attended)

@@ -14,16 +14,16 @@ from alignx_jax import chips, sharding
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
 
-# What XLA's compiler asks of a GPU, which it otherwise reads off the card: XLA's own figures of an H100 SXM, with the
-# memory, its bandwidth and the name left out (xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb).
-_HOPPER = """
+# What XLA's compiler asks of a GPU, which it otherwise reads off the card: XLA's own figures of an H100 SXM
+# (xla/backends/gpu/target_config/specs/h100_sxm.txtpb and h200.txtpb), with what differs between cards left out.
+_CARD = """
 gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {shared_optin}
+  core_count: {cores} fpus_per_core: 128 clock_rate_ghz: {clock} l2_cache_size: {l2}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  cuda_compute_capability {{ major: 9 }}
+  cuda_compute_capability {{ {capability} }}
   memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory}
 }}
 runtime_version {{ major: 12 minor: 8 }}
@@ -31,8 +31,17 @@ dnn_version_info {{ major: 9 minor: 10 }}
 platform_name: "CUDA"
 device_description_str: "{name}"
 """
-_CARDS = {"h100": ("NVIDIA H100 80GB HBM3", 84942979072), "h200": ("NVIDIA H200", 151397597184)}
-"""The names and the bytes of memory that the driver reports; a program cannot have all of these."""
+_HOPPER = {"capability": "major: 9", "cores": 132, "clock": 1.98, "l2": 52428800}
+_HOPPER |= {"threads": 2048, "shared": 233472, "shared_optin": 232448}
+# Of Ada: NVIDIA's CUDA C++ programming guide for compute capability 8.9, and its paper on the architecture.
+_ADA = {"capability": "major: 8 minor: 9", "cores": 128, "clock": 2.52, "l2": 75497472}
+_ADA |= {"threads": 1536, "shared": 102400, "shared_optin": 101376}
+_CARDS = {
+    "h100": ("NVIDIA H100 80GB HBM3", 84942979072, _HOPPER),
+    "h200": ("NVIDIA H200", 151397597184, _HOPPER),
+    "rtx4090": ("NVIDIA GeForce RTX 4090", 25757220864, _ADA),
+}
+"""The names and the bytes of memory that the driver reports, of which a program cannot have all; the kind of chip."""
 _CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
 
@@ -105,8 +114,8 @@ def _gpus(kind: str, count: int) -> tuple[jax.Device, ...] | None:
     """GPUs of one host that need not be there, for XLA's compiler; None where JAX's CUDA plugin is not installed."""
     if not cuda_plugin():
         return None
-    name, memory = _CARDS[kind]
-    target = _HOPPER.format(bandwidth=chips.GPUS[kind].hbm_bandwidth, memory=memory, name=name)
+    name, memory, chip = _CARDS[kind]
+    target = _CARD.format(bandwidth=chips.GPUS[kind].hbm_bandwidth, memory=memory, name=name, **chip)
     layout = f"1x1x{count}"  # slices x hosts x GPUs
     return tuple(topologies.get_topology_desc(kind, "cuda", target_config=target, topology=layout).devices)
 

@@ -20,7 +20,7 @@ from alignx_jax import chips, hlo, hlo_cost, sharding
 from alignx_jax.config import Config, OptimizerConfig, TrainingConfig
 from alignx_jax.exits import UserError
 from alignx_jax.machines import Machine
-from alignx_jax.models import families
+from alignx_jax.models import families, lora
 from alignx_jax.training import compiling, loop
 
 _STEPS = 1000  # of the schedule where the configuration gives none; only a constant of the program
@@ -31,7 +31,8 @@ class Plan:
     """One compiled step. Bytes, FLOPs and seconds are of one chip and one step."""
 
     settings: dict[str, Any]
-    """What may differ between plans: mesh, rows, tokens a row, accumulation, remat, type of the first moment."""
+    """What may differ between plans: mesh, rows, tokens a row, accumulation, remat, type of the first moment, rank of
+    adapters."""
     fits: bool
     refusal: str | None
     """What the compiler says where it refuses a step that is too large; nothing below is known then."""
@@ -41,7 +42,7 @@ class Plan:
     total_bytes: int = 0
     """Memory that the step takes."""
     state_bytes: int = 0
-    """Weights, moments and step: what is donated."""
+    """Weights, the frozen ones too, moments and step: what is donated."""
     argument_bytes: int = 0
     """The state and a batch."""
     temporary_bytes: int = 0
@@ -102,12 +103,15 @@ def measure(config: Config, decoder: families.DecoderConfig, on: Machine) -> Pla
         "remat": training.remat,
         "optimizer": config.optimizer.kind,
         "moment_dtype": config.optimizer.moment_dtype,
+        "lora_rank": config.lora.rank,
     }
     capacity = on.capacity(mesh.size)
     if isinstance(compiled, str):
         return Plan(settings, False, compiled, seconds, capacity)
     memory, cost = compiled.memory_analysis(), hlo_cost.cost(hlo.Module(compiled.as_text()))
-    flops = [chips.model_flops(decoder, training.rows, data.row_length, causal=c) / mesh.size for c in (True, False)]
+    shape = decoder, training.rows, data.row_length
+    adapters = lora.count(config.lora, decoder)
+    flops = [chips.model_flops(*shape, causal=c, adapters=adapters) / mesh.size for c in (True, False)]
     sent, limits, mfu = cost.sent(), {}, None
     if chip := on.chip:
         limits = {

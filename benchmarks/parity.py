@@ -148,7 +148,7 @@ def gradient_error(folder: pathlib.Path) -> float:
     with float64(importlib.import_module(f"transformers.models.{family}.modeling_{family}")):
         torch.manual_seed(0)
         reference = AlignXTorch(folder, 1, attn_implementation="eager", dtype=torch.float64)
-        inputs = collate(_examples(), pad_id=0)
+        inputs = collate(examples(), pad_id=0)
         begins = inputs["attention_mask"].argmax(dim=1)
         inputs["labels"][torch.arange(len(begins)), begins] = -100  # nothing predicts a row's first token
         reference(inputs)["loss"].backward()
@@ -173,7 +173,7 @@ def gradient_error(folder: pathlib.Path) -> float:
     return float(max(errors))
 
 
-def _examples() -> list[dict]:
+def examples() -> list[dict]:
     """Six pairs of sentences of three languages, longer than the windows."""
     rng = np.random.default_rng(0)
     examples = []

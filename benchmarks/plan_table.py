@@ -24,7 +24,7 @@ from rich.table import Table
 
 from alignx_jax import config_files as configs
 from alignx_jax import machines, plan, xla_flags
-from alignx_jax.config import Config
+from alignx_jax.config import Config, LoraConfig
 from alignx_jax.training import runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,6 +44,8 @@ class Case:
     """False: the next-token loss alone."""
     layers: int | None = None
     """Instead of the model's."""
+    rank: int = 0
+    """Of adapters; 0: all weights are trained."""
 
 
 _DEPTH = Case("v5e:4x4", "16x1", 512, 16)
@@ -59,6 +61,10 @@ CASES = {
     "8B, one H100, 512": Case("h100:1", "1x1", 512, 24, optimizer="adafactor"),
     "8B, one H100, 2048": Case("h100:1", "1x1", 2048, 6, optimizer="adafactor"),
     "8B, eight H100": Case("h100:8", "8x1", 512, 24),
+    "8B, LoRA, one RTX 4090": Case("rtx4090:1", "1x1", 512, 8, rank=16),
+    "8B, LoRA, v5e-4": Case("v5e:2x2", "4x1", 512, 24, rank=16),
+    "8B, LoRA, v5e-8": Case("v5e:2x4", "8x1", 512, 24, rank=16),
+    "8B, LoRA, v5e-8, 2048": Case("v5e:2x4", "8x1", 2048, 8, rank=16),
     "70B, v5p-128, 2048": Case("v5p:4x4x8", "128x1", 2048, 128, model="llama3_70b"),
     "70B, v5p-128, 32x4": Case("v5p:4x4x8", "32x4", 2048, 128, model="llama3_70b"),
     "8B, v5p-8": Case("v5p:2x2x2", "8x1", 512, 8),
@@ -93,6 +99,7 @@ def configuration(case: Case) -> Config:
         topology=case.topology,
         data=dataclasses.replace(base.data, row_length=case.row_length),
         objective=objective,
+        lora=LoraConfig(rank=case.rank),
         optimizer=dataclasses.replace(base.optimizer, kind=case.optimizer, moment_dtype=case.moments),
         training=dataclasses.replace(base.training, rows=case.rows, remat=case.remat),
     )

@@ -22,12 +22,14 @@ from alignx_jax.config import (
     ContrastiveConfig,
     DataConfig,
     LanguageMatchingConfig,
+    LoraConfig,
     ObjectiveConfig,
     PlanConfig,
     TrainingConfig,
 )
 from alignx_jax.data import packing
 from alignx_jax.exits import UserError
+from alignx_jax.models import lora as adapters
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.rope import Rope
 from alignx_jax.training import optimizer, runs, state
@@ -88,6 +90,26 @@ def test_model_flops_are_six_for_each_weight_and_token_and_attention():
     for causal, share in ((False, 1), (True, 0.5)):
         found = chips.model_flops(padded, ROWS, LENGTH, causal=causal)
         assert found == ROWS * LENGTH * 6 * weights + ROWS * attention * share
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("block", 1)])
+def test_a_step_of_adapters_computes_no_gradient_of_what_is_frozen(remat, again):
+    """A count by hand: forward and the gradient of the input for each frozen weight, all three for A and B."""
+    lora = LoraConfig(rank=8)
+    config = dataclasses.replace(settings("1x1", NEXT_TOKEN, remat=remat), lora=lora)
+    found = plan.measure(config, DECODER, CPU)
+    d, tokens, count = DECODER, ROWS * LENGTH, adapters.count(lora, DECODER) / DECODER.num_layers
+    last = d.intermediate_size * d.hidden_size + 8 * d.hidden_size  # of down; what the backward pass needs not again
+    layers = 4 * layer_weights() + 6 * count + again * 2 * (layer_weights() + count - last)
+    head = 4 * tokens * d.padded_vocab_size * d.hidden_size
+    attention = (6 + 1 + again) * d.num_layers * ROWS * 2 * LENGTH**2 * d.head_dim * d.num_heads
+    assert found.compiled_flops == d.num_layers * tokens * layers + head + attention
+    model = tokens * (4 * (d.num_layers * layer_weights() + d.vocab_size * d.hidden_size) + 6 * count * d.num_layers)
+    assert found.model_flops == model + ROWS * 12 * d.num_layers * LENGTH**2 / 2 * d.head_dim * d.num_heads
+    assert found.aliased_bytes == found.state_bytes, "updated in place"
+    _, params = runs.abstract_decoder(DECODER)
+    frozen = sum(x.size for x in jax.tree.leaves(params))
+    assert found.state_bytes == 2 * frozen + 3 * 4 * count * d.num_layers + 3 * 4, "bfloat16; float32 and two moments"
 
 
 def test_model_flops_of_a_window_are_of_the_tokens_within_it():

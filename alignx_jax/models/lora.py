@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from alignx_jax import sharding
 from alignx_jax.config import LoraConfig
 from alignx_jax.exits import UserError
 from alignx_jax.models.architecture import DecoderConfig
@@ -117,7 +118,7 @@ def _merged(kernel_Lxixo: jax.Array, a_Lxixr: jax.Array, b_Lxrxo: jax.Array, *, 
 
 
 def fingerprint(decoder: Decoder) -> str:
-    """Of the weights in bfloat16, whatever their type and mesh: a sum modulo 2^32 a parameter, each number's bits times
+    """Of the weights without adapters, in bfloat16, whatever their type and mesh: a sum modulo 2^32 a parameter, each number's bits times
     an odd number of its place."""
 
     @jax.jit
@@ -128,5 +129,6 @@ def fingerprint(decoder: Decoder) -> str:
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
         return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
-    sums = jax.device_get([total(x) for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(decoder, nnx.Param)))])
+    _, _, weights = nnx.split(decoder, nnx.LoRAParam, nnx.Param)
+    sums = sharding.to_host([total(x) for x in jax.tree.leaves(nnx.to_pure_dict(weights))])
     return "".join(f"{int(x):08x}" for x in sums)

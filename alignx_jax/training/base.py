@@ -47,5 +47,5 @@ def _read(folder: storage.Path) -> dict[str, str]:
     try:
         known = json.loads((folder / FILE).read_bytes())
         return {key: str(known[key]) for key in ("model", "fingerprint")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / FILE} is damaged ({error}); restore it, or give another --run") from None

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from alignx_jax import chips, sharding
 from alignx_jax.config import Config
 from alignx_jax.data import packing
+from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.training.state import TrainState
 
@@ -36,5 +37,6 @@ def at_best(config: Config, decoder: DecoderConfig, mesh: Mesh) -> float | None:
     chip = chips.of_device(mesh.devices.flat[0].device_kind)
     if chip is None or config.training.compute_dtype != "bfloat16":
         return None
-    flops = chips.model_flops(decoder, config.training.rows, config.data.row_length, causal=True)
+    adapters = lora.count(config.lora, decoder)
+    flops = chips.model_flops(decoder, config.training.rows, config.data.row_length, causal=True, adapters=adapters)
     return flops / (chip.flops * mesh.size)

@@ -30,7 +30,7 @@ from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
-from alignx_jax.training import runs
+from alignx_jax.training import base, runs
 
 pytestmark = pytest.mark.slow
 
@@ -249,6 +249,11 @@ def run_config(folder, data):
     return config
 
 
+def base_record(folder, data):
+    write(folder / base.FILE, data)
+    return base.model(folder)
+
+
 def model_config(folder, data):
     write(folder / "config.json", data)
     config = families.decoder_config(huggingface.read_config(folder), str(folder / "config.json"))
@@ -346,6 +351,7 @@ KINDS = {  # name: inputs, strategy, reader
     "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
     "prompt template": (7_000, damaged(encoded(ALPACA), encoded(SHORT)), template),
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
+    "base.json of a run": (3_000, damaged(encoded({"model": "sample", "fingerprint": "0f"})), base_record),
     "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
     "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),
     "safetensors header": (4_000, damaged(safetensors(tensors([0, 1]))).map(header), weights),

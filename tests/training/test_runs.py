@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from alignx_jax.config import Config, ObjectiveConfig, TrainingConfig
+from alignx_jax.config import Config, LoraConfig, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import LanguageMatchingConfig as Matching
 from alignx_jax.config_files import from_json
 from alignx_jax.exits import UserError
@@ -118,6 +118,8 @@ def matching(**settings) -> Config:
             ),
             "optimizer.moment_dtype",
         ),
+        (dataclasses.replace(CONFIG, accept_changes=True, lora=LoraConfig(rank=8)), "lora.rank"),
+        (dataclasses.replace(CONFIG, accept_changes=True, lora=LoraConfig(targets="q_proj")), "lora.targets"),
     ],
 )
 def test_what_the_arrays_depend_on_cannot_be_changed(tmp_path, config, name):
