@@ -118,8 +118,10 @@ def _merged(kernel_Lxixo: jax.Array, a_Lxixr: jax.Array, b_Lxrxo: jax.Array, *, 
 
 
 def fingerprint(decoder: Decoder) -> str:
-    """Of the weights without adapters, in bfloat16, whatever their type and mesh: a sum modulo 2^32 a parameter, each number's bits times
-    an odd number of its place."""
+    """Of the weights without adapters, in bfloat16, whatever their type and mesh.
+
+    A sum modulo 2^32 a parameter, of each number's bits times an odd number of its place.
+    """
 
     @jax.jit
     def total(x: jax.Array) -> jax.Array:
