@@ -346,6 +346,14 @@ def test_a_step_for_a_v5e(v5e, compiled, monkeypatch):
     assert plan_table.of_one(found, v5e).row_count > 10
 
 
+def test_a_step_of_adapters_for_a_card_of_24_gb():
+    if not machines.cuda_plugin():
+        pytest.skip('needs XLA\'s compiler for GPUs: pip install "jax[cuda13]"; no GPU is needed')
+    config = dataclasses.replace(settings("1x1"), topology="rtx4090:1", lora=LoraConfig(rank=8))
+    found = plan.measure(config, DECODER, machines.find(config))
+    assert found.fits and found.capacity == 24e9 and found.aliased_bytes == found.state_bytes and not found.caveats
+
+
 def test_a_step_for_an_h100():
     if not machines.cuda_plugin():
         pytest.skip('needs XLA\'s compiler for GPUs: pip install "jax[cuda13]"; no GPU is needed')
