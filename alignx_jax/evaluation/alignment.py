@@ -190,9 +190,8 @@ def in_prompt_vectors(
     for n, (encoding, prompt) in enumerate(
         zip(tokenizer.encode_batch([p.text for p in prompts]), prompts, strict=True)
     ):
-        example = spans.mark(
-            encoding, prompt, tokenizer, cutoff=options["row_length"], overlong="drop", min_target_tokens=1
-        )
+        marking = {"cutoff": options["row_length"], "overlong": "drop", "min_target_tokens": 1, "loss_on": "sequence"}
+        example = spans.mark(encoding, prompt, tokenizer, **marking)
         if not isinstance(example, spans.Example):
             count = len(sentences[pivot])
             raise UserError(
