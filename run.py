@@ -35,7 +35,7 @@ from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
-from alignx_jax.training import durable, loop, progress, runs, stopping
+from alignx_jax.training import durable, loop, progress, runs, stopping, wandb_log
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
@@ -444,6 +444,8 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
         on = machines.find(config)
         plan(Session(config, on.mesh(config.mesh), Console(), stop, arguments), on)
         return
+    if config.stage in ("1", "2", "all"):
+        wandb_log.check(config)
     hosts.initialize(config.hosts)
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())

@@ -74,6 +74,9 @@ class DataConfig:
     """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
     cache: _Path = "~/.cache/alignx_jax"
     """Folder of the prepared (ArrayRecord) and tokenized corpora; later runs reuse them."""
+    beam: str | None = None
+    """Options of an Apache Beam pipeline whose workers read and check text files (docs/beam.md), such as
+    `--runner=DirectRunner --direct_num_workers=4`, in one string; unset: this process does. The data are the same."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class TrainingConfig:
     """Steps between checkpoints (and at the end)."""
     keep: _Count = 2
     """Latest checkpoints kept, besides the best by validation loss."""
+    wandb: _Path | None = None
+    """Project on Weights & Biases that gets settings and metrics too (needs the package wandb); unset: none."""
     stall_seconds: _Positive = 600.0
     """Seconds that a step, its data, a validation or a save may take before a stall is reported; it goes on all the
     same."""

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 import tensorflow_datasets as tfds
 
-from alignx_jax.data import builders, cache, readers
+from alignx_jax.data import builders, cache, on_beam, readers
 from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError
 
@@ -31,6 +31,8 @@ class SourceConfig(tfds.core.BuilderConfig):
     files: tuple[pathlib.Path, ...] = ()
     on_error: Literal["stop", "skip"] = "stop"
     pairs: Literal["pivot", "all"] = "pivot"
+    beam: str | None = None
+    """Options of an Apache Beam pipeline that reads them; None: this process reads them."""
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder):
@@ -41,6 +43,10 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     FIELDS: tuple[str, ...]
     READ: Callable[..., Iterator[readers.Record | readers.BadLine]]
 
+    @property
+    def _read(self) -> on_beam.Read:
+        return type(self).READ
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -49,12 +55,9 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(skipped=0),
         )
 
-    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
-        return type(self).READ(files)
-
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        return {"train": self._generate_examples()}
+        return {"train": self._with_beam() if self.builder_config.beam else self._generate_examples()}
 
     def _generate_examples(self):
         count = 0
@@ -72,6 +75,14 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
         if not count:
             raise UserError(f"{self.builder_config.files[0]}: not one record that can be used")
 
+    def _with_beam(self):
+        config = self.builder_config
+        stop = config.on_error == "stop"
+        starts, bad = on_beam.survey(config.files, self._read, stop, config.beam, pathlib.Path(self.data_path))
+        (self.data_path / "skipped.txt").write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
+        self.info.metadata["skipped"] = len(bad)
+        return on_beam.records(config.files, self._read, starts)
+
 
 class ParallelText(_TextBuilder):
     """Sentence pairs with their languages."""
@@ -79,19 +90,22 @@ class ParallelText(_TextBuilder):
     FIELDS = ("source", "target", "source_language", "target_language", "origin")
     READ = staticmethod(readers.read_parallel)
 
-    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
-        return type(self).READ(files, self.builder_config.pairs)
+    @property
+    def _read(self) -> on_beam.Read:
+        return functools.partial(type(self).READ, pairs=self.builder_config.pairs)
+
+
+def _read_instructions(files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
+    """With all fields of every record, as TFDS wants them."""
+    for record in readers.read_instructions(files):
+        yield dict.fromkeys(Instructions.FIELDS, "") | record if isinstance(record, dict) else record
 
 
 class Instructions(_TextBuilder):
     """Instructions with an optional input and the answer, or chats; `language` and what a record lacks are empty."""
 
     FIELDS = ("instruction", "input", "output", "messages", "language", "origin")
-    READ = staticmethod(readers.read_instructions)
-
-    def _read(self, files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
-        for record in super()._read(files):
-            yield dict.fromkeys(self.FIELDS, "") | record if isinstance(record, dict) else record
+    READ = staticmethod(_read_instructions)
 
 
 _BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}
@@ -128,11 +142,13 @@ def prepare(
     cache_folder: pathlib.Path,
     on_error: Literal["stop", "skip"],
     pairs: Literal["pivot", "all"] = "pivot",
+    beam: str | None = None,
 ) -> Corpus:
     """Reads a source into `cache_folder`, or finds it there from an earlier run over the same content.
 
     Args:
       pairs: of a multi-way line of parallel text.
+      beam: options of an Apache Beam pipeline that reads the files, with the same result; None: this process does.
 
     Raises:
       UserError: no such source, or (with `on_error="stop"`) its first bad line, with file, line, field and the remedy.
@@ -143,11 +159,12 @@ def prepare(
     files = _FILES[kind](source)
     contents = [(str(file), _digest(file)) for file in files]
     fingerprint = cache.fingerprint(FORMAT, kind, on_error, *([pairs] if kind == "parallel" else []), contents)
-    config = SourceConfig(name=kind, files=tuple(files), on_error=on_error, pairs=pairs)
+    config = SourceConfig(name=kind, files=tuple(files), on_error=on_error, pairs=pairs, beam=beam)
+    options = {"download_config": tfds.download.DownloadConfig(beam_options=on_beam.options(beam))} if beam else {}
     build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
 
     with _quiet():
-        write = functools.partial(_write, build, cache_folder, {})
+        write = functools.partial(_write, build, cache_folder, options)
         builder = build(data_dir=cache.make_once(cache_folder.expanduser() / kind / fingerprint, write))
         return _corpus(kind, source, fingerprint, builder)
 
@@ -211,7 +228,7 @@ def _build(cls: type[builders.Published], config: str | None, kind: str, cache_f
 def _write(build: Callable[..., tfds.core.DatasetBuilder], cache_folder: pathlib.Path, options: dict, folder) -> None:
     try:
         build(data_dir=folder).download_and_prepare(**options)
-    except RuntimeError as error:  # what ArrayRecord makes of any failure to write
+    except RuntimeError as error:  # what ArrayRecord makes of any failure to write, and Beam of any in a worker
         raise cache.unwritable(cache_folder, error) from error
 
 

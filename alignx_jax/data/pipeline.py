@@ -262,7 +262,7 @@ def build(
     for kind, (sources, weights) in kinds.items():
         if not sources:
             raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
-        found = [corpora.prepare(kind, source, folder, data.on_error, data.pairs) for source in sources]
+        found = [corpora.prepare(kind, source, folder, data.on_error, data.pairs, data.beam) for source in sources]
         examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found]
         for one in examples:
             dropped.update(one.dropped)

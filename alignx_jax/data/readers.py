@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from alignx_jax.data import arrow_files, fields
@@ -65,6 +65,12 @@ def instruction_files(source: str) -> list[pathlib.Path]:
             "convert it"
         )
     return [path]
+
+
+def apart(files: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
+    """`files` in parts that give, read one after the other, what all give together: each file, and each Moses pair."""
+    firsts = {_moses_prefix(file) or file: [file] for file in files}  # one side of a pair stands for both
+    return [firsts[name] for name in sorted(firsts, key=lambda name: name not in files)]
 
 
 def read_parallel(files: list[pathlib.Path], pairs: Literal["pivot", "all"] = "pivot") -> Iterator[Record | BadLine]:

@@ -48,9 +48,11 @@ _FREE = (
     "plan.",
     "hosts.",
     "data.cache",
+    "data.beam",
     "training.keep",
     "training.save_every",
     "training.stall_seconds",
+    "training.wandb",
     "accept_changes",
     "on_nonfinite",  # a run that has come so far had no such step
 )

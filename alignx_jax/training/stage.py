@@ -23,7 +23,7 @@ from alignx_jax.data import pipeline
 from alignx_jax.exits import Diverged, Interrupted, StorageError
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import compiling, metrics, nonfinite, profiling, progress, state, stopping, watch
+from alignx_jax.training import compiling, metrics, nonfinite, profiling, progress, state, stopping, wandb_log, watch
 from alignx_jax.training import step as steps
 from alignx_jax.training.checkpoints import Checkpoints, reason
 
@@ -84,6 +84,7 @@ class Stage:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
         self.log: metrics.MetricsLog | None = None  # of the first process
+        self.wandb: wandb_log.WandbLog | None = None  # of the first process, if asked for
         self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
         self.skipped = 0  # updates left out
 
@@ -116,6 +117,8 @@ class Stage:
         self.skipped = sum(record.get("skipped") or 0 for record in logged if record["step"] <= self.first)
         if hosts.is_first():
             self.log = metrics.MetricsLog(self.folder, self.first)
+            if self.config.training.wandb and self.first < self.last:
+                self.wandb = wandb_log.WandbLog(self.config, self.folder, self.note)
         if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
         if self.first < self.last:
@@ -147,6 +150,8 @@ class Stage:
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         if self.log:
             self.log.write(kind, step, values)
+        if self.wandb:
+            self.wandb.write(kind, step, values)
 
     def validate(self, step: int) -> dict[str, float]:
         """Every loss over the validation split, divided once at its end; logged."""
@@ -273,6 +278,8 @@ class Stage:
         try:
             self.checkpoints.wait()
         finally:
+            if self.wandb:
+                self.wandb.close()
             if self.log:
                 self.log.close()
 
