@@ -41,8 +41,8 @@ class DataConfig:
     pairs: Literal["pivot", "all"] = "pivot"
     """Pairs made of a multi-way line: each language with English, or every two languages."""
     instructions: tuple[str, ...] = ("sample",)
-    """Alpaca-style instructions for stage 2: JSON or JSONL files (.gz too), folders of them, a published language such
-    as `bactrian_x/de`, or `sample`."""
+    """Alpaca-style instructions or chats for stage 2: JSON or JSONL files (.gz too), Parquet, folders of them, a
+    published language such as `bactrian_x/de`, or `sample`."""
     instruction_weights: tuple[_Positive, ...] = ()
     """How many times an epoch reads each instruction source; empty: once each."""
     translation_share: _Share = 0.5
@@ -61,7 +61,8 @@ class DataConfig:
     """Where stage 1 pools a sentence: inside the prompt (published), where a target has seen its source, or encoded
     once more by itself, at the cost of its tokens; those count towards the cutoff and have no next-token loss."""
     loss_on: Literal["sequence", "response"] = "sequence"
-    """Next-token loss over the whole sequence (published) or over the response only."""
+    """Next-token loss over the whole sequence (published) or over the response only; of chats always the assistant's
+    turns only."""
     row_length: _Count = 512
     """Tokens in a packed row; at least `cutoff`."""
     examples_per_row: _Count = 16

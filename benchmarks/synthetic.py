@@ -42,7 +42,7 @@ def examples(rng: np.random.Generator, vocab_size: int, row_length: int, pairs: 
         middle, end = len(tokens) // 2, len(tokens)
         languages = tuple(rng.integers(0, LANGUAGES, 2).tolist())
         hashes = tuple(rng.integers(0, 2**31 - 1, 2).tolist())
-        found.append(packing.PackedExample(tokens, 1, (1, middle), (middle, end), languages, hashes))
+        found.append(packing.PackedExample(tokens, np.ones(end, bool), (1, middle), (middle, end), languages, hashes))
     return found
 
 

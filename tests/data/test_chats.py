@@ -3,9 +3,11 @@
 import json
 import pathlib
 
+import datasets
 import numpy as np
 import pyarrow
 import pytest
+import torch
 import transformers
 from pyarrow import parquet
 
@@ -13,6 +15,7 @@ from alignx_jax.config import Config, DataConfig, TrainingConfig
 from alignx_jax.data import chats, fields, pipeline, readers, tokenizer
 from alignx_jax.data.fields import Bad
 from alignx_jax.exits import UserError
+from alignx_jax.objectives.next_token import next_token
 
 # Of the structure of the published templates: how turns begin and end, what is added, trimmed and refused.
 LLAMA3 = """{{ bos_token }}{% for m in messages %}{{ '<|start|>' + m.role + '<|end|>\n\n' }}{% generation %}\
@@ -196,6 +199,36 @@ def test_chats_among_instructions_in_a_batch(with_template, tmp_path):
     assert len(found) == 3 and found > expected.keys()
 
 
+def test_the_loss_is_torchs_with_other_labels_ignored(with_template, tmp_path):
+    """Chats packed in a row, against torch on each chat alone: -100 for what is not the assistant's."""
+    folder, talks = with_template(_marked(LLAMA3)), [CHAT, CHAT[:2], _turns("system", "user", "assistant")["messages"]]
+    theirs, encoder = transformers.AutoTokenizer.from_pretrained(folder), tokenizer.load(with_template(_plain(LLAMA3)))
+    config = _config(tmp_path, *({"messages": talk} for talk in talks))
+    row = pipeline.build(config, "2", encoder).train.row(0)
+    tokens, weights = row.tokens[None], row.loss_weights[None]
+    rng = np.random.default_rng(0)
+    states, output = (rng.normal(size=(encoder.vocab_size, 8)).astype(np.float32) for _ in range(2))
+    settings = {"vocab_size": encoder.vocab_size, "chunk": 64}
+    loss = next_token(states[tokens], output, tokens, weights, **settings)
+    expected, count = 0.0, 0
+    for talk in talks:
+        made = theirs.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+        ids, mask = (torch.tensor(made[name]) for name in ("input_ids", "assistant_masks"))
+        labels = torch.where(mask == 1, ids, -100)[1:]
+        logits = torch.tensor(states, dtype=torch.float64)[ids[:-1]] @ torch.tensor(output, dtype=torch.float64).T
+        expected += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+        count += int((labels >= 0).sum())
+    assert weights.sum() == count and row.segments.max() == len(talks)
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-5)
+
+
+def test_the_date_of_a_template_is_the_same_every_day(with_template):
+    dated = "{% set today = strftime_now('%d %b %Y') %}{{ bos_token + today + strftime_now(' %Y-%m-%d %B') }}"
+    encoder = tokenizer.load(with_template(dated + _plain(LLAMA3).removeprefix("{{ bos_token }}")))
+    ids, _ = chats.encode(CHAT, encoder)
+    assert encoder.decode(ids).startswith("26 Jul 2024 2024-07-26 July")
+
+
 def test_a_chat_without_the_assistant_before_the_cutoff(with_template, tmp_path):
     encoder, late = tokenizer.load(with_template(_plain(LLAMA3))), [{**CHAT[0], "content": "long " * 200}, CHAT[1]]
     cut = {"cutoff": 60, "overlong": "truncate"}
@@ -226,5 +259,7 @@ def test_another_template_is_encoded_again(with_template, tmp_path):
 def test_chats_of_parquet(tmp_path):
     columns = {"messages": [CHAT, None], "instruction": [None, "Say it"], "output": [None, "Gut."]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    chat, plain = readers.read_instructions(readers.instruction_files(str(tmp_path)))
-    assert json.loads(chat["messages"]) == CHAT and plain["output"] == "Gut."
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved", num_proc=1)
+    for source in (tmp_path / "a.parquet", tmp_path / "saved"):
+        chat, plain = readers.read_instructions(readers.instruction_files(str(source)))
+        assert json.loads(chat["messages"]) == CHAT and plain["output"] == "Gut."

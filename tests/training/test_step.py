@@ -204,7 +204,9 @@ def sentences_apart(rows: int) -> step.Batch:
     tokens = rng.integers(3, 320, (2 * rows, 18))
     languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 2))
     made = [
-        packing.PackedExample(tokens[n], 1, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13))
+        packing.PackedExample(
+            tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13)
+        )
         for n in range(2 * rows)
     ]
     return stack(*(jax.tree.map(lambda x: x[None], packing.assemble(made[n::rows], 40, 2)) for n in range(rows)))
@@ -291,7 +293,13 @@ def test_sentences_apart_know_nothing_of_their_prompt(folder, mesh):
         )
         made = [
             packing.PackedExample(
-                np.concatenate([prompts[n], sentences[n]]), 1, (10, 13), (14, 18), (0, n % 2 + 1), (n, n + 9), (9, 13)
+                np.concatenate([prompts[n], sentences[n]]),
+                np.arange(18) < 9,
+                source=(10, 13),
+                target=(14, 18),
+                languages=(0, n % 2 + 1),
+                hashes=(n, n + 9),
+                alone=(9, 13),
             )
             for n in range(4)
         ]
