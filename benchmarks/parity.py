@@ -142,26 +142,38 @@ def continuation(model: transformers.PreTrainedModel, prompt: list[int]) -> list
     return list(itertools.takewhile(lambda t: t != end, out[len(prompt) :].tolist()))
 
 
+def stage_1_inputs() -> dict[str, torch.Tensor]:
+    """`examples`, padded as the published code does."""
+    inputs = collate(examples(), pad_id=0)
+    begins = inputs["attention_mask"].argmax(dim=1)
+    inputs["labels"][torch.arange(len(begins)), begins] = -100  # nothing predicts a row's first token
+    return inputs
+
+
+def stage_1_gradients(decoder: Decoder, reference: AlignXTorch, inputs: dict[str, torch.Tensor]) -> state.Params:
+    """Ours by all that is trained, with the reference's pair classifier: NumPy, in float64 where it is switched on."""
+    classifier = state.PairClassifier(decoder.config.hidden_size, 128, rngs=nnx.Rngs(0), dtype=jnp.float64)
+    for name, kernel in reference.language_matching_classifier.named_parameters():
+        setattr(classifier, name.partition("_")[0], nnx.Param(jnp.asarray(kernel.detach().numpy().T)))
+    graph, params, frozen = state.split(state.AlignX(decoder, classifier))
+    plan = published.recipe(1, decoder.config.num_layers, jnp.float64)
+    batch = published.batch({name: x.numpy() for name, x in inputs.items()})
+    return jax.device_get(
+        jax.jit(functools.partial(step.gradients, graph=graph, recipe=plan))(params, batch, frozen=frozen)[0]
+    )
+
+
 def gradient_error(folder: pathlib.Path) -> float:
     """Of the gradient of stage 1 by each of the decoder's parameters, in float64."""
     family = huggingface.read_config(folder)["model_type"].removesuffix("_text")
     with float64(importlib.import_module(f"transformers.models.{family}.modeling_{family}")):
         torch.manual_seed(0)
         reference = AlignXTorch(folder, 1, attn_implementation="eager", dtype=torch.float64)
-        inputs = collate(examples(), pad_id=0)
-        begins = inputs["attention_mask"].argmax(dim=1)
-        inputs["labels"][torch.arange(len(begins)), begins] = -100  # nothing predicts a row's first token
+        inputs = stage_1_inputs()
         reference(inputs)["loss"].backward()
     with jax.enable_x64(True), jax.set_mesh(mesh := sharding.make_mesh("1x1")):
         decoder = huggingface.load(folder, mesh, jnp.float64)
-        classifier = state.PairClassifier(decoder.config.hidden_size, 128, rngs=nnx.Rngs(0), dtype=jnp.float64)
-        for name, kernel in reference.language_matching_classifier.named_parameters():
-            setattr(classifier, name.partition("_")[0], nnx.Param(jnp.asarray(kernel.detach().numpy().T)))
-        graph, params, _ = state.split(state.AlignX(decoder, classifier))
-        plan = published.recipe(1, decoder.config.num_layers, jnp.float64)
-        batch = published.batch({name: x.numpy() for name, x in inputs.items()})
-        found, _ = jax.jit(functools.partial(step.gradients, graph=graph, recipe=plan))(params, batch)
-        found = jax.tree.map(np.asarray, found["decoder"])
+        found = stage_1_gradients(decoder, reference, inputs)["decoder"]
     errors = []
     for weight in families.FAMILIES[decoder.config.family].table(decoder.config):
         parameter = functools.reduce(dict.__getitem__, weight.path, found)

@@ -23,7 +23,7 @@ from alignx_jax.models import lora
 from alignx_jax.models import peft as folders
 from alignx_jax.training import base, loop, optimizer, runs, state, step
 from benchmarks import parity
-from benchmarks.torch_reference import AlignXTorch, collate
+from benchmarks.torch_reference import AlignXTorch
 from tests.models import llamas
 from tests.models.test_lora import LORA, adapted
 from tests.training import published
@@ -40,8 +40,7 @@ def test_gradients_of_stage_1_are_those_of_peft_and_pytorch(variant, tmp_path):
     """By A, B and the pair classifier, and by nothing else; in float64."""
     folder = llamas.save(llamas.make(variant), tmp_path / "model")
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    inputs = collate(parity.examples(), pad_id=0)
-    inputs["labels"][torch.arange(6), inputs["attention_mask"].argmax(dim=1)] = -100
+    inputs = parity.stage_1_inputs()
     with jax.enable_x64(True), jax.set_mesh(sharding.make_mesh("1x1")):
         decoder = adapted(folder, dtype=jnp.float64)
         folders.export(decoder, LORA, tmp_path / "adapter", "model")
@@ -50,14 +49,7 @@ def test_gradients_of_stage_1_are_those_of_peft_and_pytorch(variant, tmp_path):
             reference = AlignXTorch(folder, 1, attn_implementation="eager", dtype=torch.float64)
             peft.PeftModel.from_pretrained(reference.llm, tmp_path / "adapter", is_trainable=True)
             reference(inputs)["loss"].backward()
-        classifier = state.PairClassifier(decoder.config.hidden_size, 128, rngs=nnx.Rngs(0), dtype=jnp.float64)
-        for name, kernel in reference.language_matching_classifier.named_parameters():
-            setattr(classifier, name.partition("_")[0], nnx.Param(jnp.asarray(kernel.detach().numpy().T)))
-        graph, params, frozen = state.split(state.AlignX(decoder, classifier))
-        plan = published.recipe(1, decoder.config.num_layers, jnp.float64)
-        rows = published.batch({name: x.numpy() for name, x in inputs.items()})
-        of = jax.jit(functools.partial(step.gradients, graph=graph, recipe=plan))
-        found = jax.device_get(of(params, rows, frozen=frozen)[0])
+        found = parity.stage_1_gradients(decoder, reference, inputs)
     theirs = dict(reference.llm.named_parameters())
     assert {name for name, p in theirs.items() if p.grad is not None} == {n for n in theirs if "lora_" in n}
     assert set(found) == {"decoder", "classifier"} and set(found["decoder"]["layers"]) == {"adapters"}
