@@ -134,11 +134,15 @@ class Session:
         tokenizer.check(found, source.decoder_config().vocab_size)
         return found
 
-    def data(self, stage: str, source: runs.Source) -> pipeline.Data:
-        """Builds a stage's data, or finds it built, and shows what it is."""
+    def data(self, stage: str, source: runs.Source, when_read: Callable[[], None] = lambda: None) -> pipeline.Data:
+        """Builds a stage's data, or finds it built, and shows what it is; `when_read` as of `pipeline.build`."""
         with self.bars() as advance:
             data = pipeline.build(
-                self.config, stage, self.tokenizer(source), lambda name, *done: advance(f"encoding {name}", *done)
+                self.config,
+                stage,
+                self.tokenizer(source),
+                lambda name, *done: advance(f"encoding {name}", *done),
+                when_read,
             )
         hosts.agree(
             {f"the content of {corpus.source}": corpus.fingerprint for corpus in data.corpora}
@@ -204,8 +208,13 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
-    data = session.data(stage, source)
     config = dataclasses.replace(session.config, stage=stage, model=start)
+    ahead: list[loop.Step | None] = []
+
+    def compile_ahead() -> None:
+        ahead.append(loop.compile_ahead(config, session.run / folder, source, session.mesh))
+
+    data = session.data(stage, source, compile_ahead)
     config = with_layer(session, config, session.run / folder, source, data)
     agree(config)
     result = loop.train(
@@ -217,6 +226,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
         session.console,
         STAGES[folder],
         session.stop,
+        ahead[0],
     )
     if result.skipped:
         session.line("skipped", f"{result.skipped} updates that were not finite (metrics.jsonl has the steps)")

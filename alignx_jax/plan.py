@@ -21,9 +21,7 @@ from alignx_jax.config import Config, OptimizerConfig, TrainingConfig
 from alignx_jax.exits import UserError
 from alignx_jax.machines import Machine
 from alignx_jax.models import families, lora
-from alignx_jax.training import compiling, loop
-
-_STEPS = 1000  # of the schedule where the configuration gives none; only a constant of the program
+from alignx_jax.training import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +152,13 @@ def compile_step(
     sharding.check(decoder, mesh, training.rows, training.accumulation)
     most = loop.group_rows(config, mesh) * data.examples_per_row
     recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=most)
-    step = loop.build_step(config, recipe, decoder, mesh, training.steps or _STEPS)
+    step = loop.build_step(config, recipe, decoder, mesh)
     shards = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(step.like))
     state_bytes, start = sum(shards), time.monotonic()
     try:
         # Without the card kernels cannot be tried out.
         options = {"xla_gpu_autotune_level": 0} if mesh.devices.flat[0].platform == "gpu" else None
-        compiled = compiling.lower(config, step.train_step, step.like, mesh).compile(compiler_options=options)
+        compiled = step.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

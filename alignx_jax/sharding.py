@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ _PARAMETERS: dict[tuple[str, ...], P] = {
     ("classifier", "down"): P(None, None),
 }
 
+_CONCURRENT = "--xla_cpu_enable_concurrency_optimized_scheduler"
+
 
 def _shape(spec: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", spec, flags=re.ASCII):
@@ -81,6 +84,10 @@ def _shape(spec: str) -> tuple[int, ...]:
 def prepare_devices(spec: str, processes: int = 1) -> None:
     """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
+    Collectives of several CPU devices are made to run one after the other: left to itself XLA starts independent ones
+    together, each blocks a thread, and on few cores none is left for the device that all wait for; between processes
+    they meet in different orders (docs/decisions.md).
+
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
 
     Raises:
@@ -92,6 +99,9 @@ def prepare_devices(spec: str, processes: int = 1) -> None:
             f"--mesh={spec}: {size} devices do not divide among {processes} processes, which have as many each; "
             f"give a mesh of a multiple of {processes}"
         )
+    flags = os.environ.get("XLA_FLAGS", "")
+    if size > 1 and _CONCURRENT not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".strip()
     wanted = max(size // processes, jax.config.jax_num_cpu_devices)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)

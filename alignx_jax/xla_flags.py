@@ -27,7 +27,7 @@ TPU = {
 }
 MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 """Of a GPU's memory, what JAX takes at the start; its own default is 0.75."""
-_VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+_VARIABLES = {"cpu": "XLA_FLAGS", "gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
 
 
 def apply(environment: MutableMapping[str, str] = os.environ) -> None:

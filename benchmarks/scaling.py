@@ -55,7 +55,7 @@ def work(devices: int, process: int, port: int, options: Options) -> None:
 
     processes = 2 if port else 1
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices // processes)
+    sharding.prepare_devices(f"{devices}x1", processes)
     if port:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", processes, process)

@@ -167,8 +167,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
     jax.config.update("jax_platforms", "cpu")
     width, slots, micro_rows = WIDTH, SLOTS, ROWS
     if check:
-        first = mixed(steps[0])[:MICRO_BATCH]
-        steps = [[first[n :: 2 * ROWS] for n in range(2 * ROWS)]]
+        steps = [[[example] for example in mixed(steps[0])[:MICRO_BATCH]]]
     if side == "unpacked":
         steps = [[[example] for row in step for example in row] for step in steps]
         width = -(-max(len(e["tokens"]) for step in steps for (e,) in step) // 8) * 8
@@ -213,10 +212,10 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             return {k: float(losses[k]) for k in ("loss", "next_token", "contrastive", "language_matching")}
         settings = OptimizerConfig(learning_rate=1e-4, warmup_steps=2)
         now = [state.create(params, optimizer.build(settings, 100), mesh)]
-        update = training.compiled_for(now[0], graph=graph, recipe=recipe, config=settings, steps=100)
+        update = training.compiled_for(now[0], graph=graph, recipe=recipe, config=settings)
 
         def once(rows) -> None:
-            now[0], metrics = update(now[0], jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows))
+            now[0], metrics = update(now[0], jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows), 100)
             float(metrics["gradient_norm"])
 
         found = timed(once, batches) | {"places": rows * width * TIMED}

@@ -19,7 +19,7 @@ from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import packing
 from alignx_jax.models.architecture import DecoderConfig
-from alignx_jax.training import compiling, loop, optimizer, runs, state
+from alignx_jax.training import loop, optimizer, runs, state
 from alignx_jax.training import step as training
 
 LANGUAGES = 10
@@ -29,7 +29,8 @@ LANGUAGES = 10
 class Job:
     """What one process needs to take steps."""
 
-    compile: Callable[[], jax.stages.Compiled]
+    compile: Callable[[], Callable[[training.TrainState, Batch], tuple[training.TrainState, training.Metrics]]]
+    """Gives the step."""
     state: Callable[[], training.TrainState]
     """Makes the state on its devices."""
     place: Callable[[Batch], Batch]
@@ -63,7 +64,7 @@ def job(config: Config, decoder: DecoderConfig, mesh: Mesh, pairs: int) -> Job:
     """Stage 1 of `config` with `pairs` pairs in each row; use it inside `jax.set_mesh(mesh)`."""
     rows = loop.group_rows(config, mesh)
     recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=rows * pairs)
-    step = loop.build_step(config, recipe, decoder, mesh, config.training.steps)
+    step = loop.build_step(config, recipe, decoder, mesh)
     tx = optimizer.build(config.optimizer, config.training.steps)
 
     def fresh() -> training.TrainState:
@@ -71,9 +72,14 @@ def job(config: Config, decoder: DecoderConfig, mesh: Mesh, pairs: int) -> Job:
         params = state.split(model)[1]
         return training.TrainState(step=jax.numpy.zeros((), "int32"), params=params, optimizer=tx.init(params))
 
+    def compiled() -> Callable[[training.TrainState, Batch], tuple[training.TrainState, training.Metrics]]:
+        train_step, last = step.lower().compile(), jax.numpy.int32(config.training.steps)
+        last = jax.device_put(last, step.like.step.sharding)
+        return lambda now, batch: train_step(now, batch, last)
+
     shardings = jax.tree.map(lambda x: x.sharding, step.like)
     return Job(
-        compile=lambda: compiling.lower(config, step.train_step, step.like, mesh).compile(),
+        compile=compiled,
         state=jax.jit(fresh, out_shardings=shardings),
         place=functools.partial(jax.tree.map, lambda x: sharding.place_rows(x, mesh)),
     )

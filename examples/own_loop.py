@@ -16,10 +16,10 @@ def train(config: alignx_jax.Config, to: str) -> list[dict[str, float]]:
         decoder = source.load(mesh)
         data = alignx_jax.build_data(config, "1", alignx_jax.load_tokenizer(source.huggingface))
         recipe, steps = alignx_jax.recipe(config, decoder.config, data, mesh), data.train.steps
-        step = alignx_jax.build_step(config, recipe, decoder.config, mesh, steps)
+        step = alignx_jax.build_step(config, recipe, decoder.config, mesh)
         state = step.begin(decoder)
         for batch in data.train.batches():
-            state, metrics = step.train_step(state, jax.device_put(batch, rows))
+            state, metrics = step.train_step(state, jax.device_put(batch, rows), steps)
             history.append({name: float(value) for name, value in metrics.items()})
         source.export(nnx.merge(step.graph, state.params).decoder, to)
     return history

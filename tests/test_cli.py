@@ -16,7 +16,8 @@ import safetensors.numpy
 import run
 from alignx_jax import config_files as configs
 from alignx_jax import exits
-from alignx_jax.training import runs
+from alignx_jax.data import pipeline
+from alignx_jax.training import loop, runs
 from alignx_jax.training import step as steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,7 +45,10 @@ def prepared(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def program(tmp_path, prepared, monkeypatch):
-    """Runs `run.py` in this process on the small corpora; a step that is traced, to be compiled, fails the test."""
+    """Runs `run.py` in this process on the small corpora; a step that is traced, to be compiled, fails the test.
+
+    But for the one that is compiled while sentences are encoded: nothing waits for it.
+    """
     jax.devices()  # 8: from here on their number is fixed, as it is on a machine with accelerators
 
     def traced(*args, **static):
@@ -52,6 +56,7 @@ def program(tmp_path, prepared, monkeypatch):
 
     monkeypatch.setattr(steps, "train_step", traced)
     monkeypatch.setattr(steps, "validation_sums", traced)
+    monkeypatch.setattr(loop, "compile_ahead", lambda *_: None)
     cache = jax.config.jax_compilation_cache_dir
 
     def program(*flags: str) -> None:
@@ -71,6 +76,12 @@ def program(tmp_path, prepared, monkeypatch):
 
     yield program
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.fixture
+def nothing_begun(monkeypatch):
+    """Fails the test where even that begins."""
+    monkeypatch.setattr(loop, "compile_ahead", lambda *_: pytest.fail(COMPILED))
 
 
 @pytest.fixture
@@ -237,17 +248,26 @@ def test_own_data_take_a_configuration_of_their_own(tmp_path):
     ],
     ids=["language", "language name", "empty side", "missing field", "not text", "not UTF-8", "not JSON"],
 )
-def test_a_bad_line_is_told_with_file_line_and_field(refusal, tmp_path, line, says):
+def test_a_bad_line_is_told_with_file_line_and_field(refusal, nothing_begun, tmp_path, line, says):
     file = write(tmp_path / "bad.jsonl", GOOD, GOOD, line, GOOD)
     message = refusal(f"--data.parallel={file}")
     for part in [f"{file}:3: ", *says, "--data.on-error=skip"]:
         assert part in message
 
 
-def test_a_bad_instruction_is_told_with_file_and_line(refusal, tmp_path):
+def test_a_bad_instruction_is_told_with_file_and_line(refusal, nothing_begun, tmp_path):
     file = write(tmp_path / "bad.jsonl", {"instruction": "Say.", "output": "I say."}, {"instruction": "Say."})
     message = refusal("--stage=2", "--model=sample", f"--data.instructions={file}")
     assert f"{file}:2: field 'output' is missing" in message
+
+
+def test_the_step_is_compiled_while_sentences_are_encoded(program, monkeypatch):
+    order, encode = [], pipeline.encode
+    monkeypatch.setattr(pipeline, "encode", lambda *given: order.append("encode") or encode(*given))
+    monkeypatch.setattr(loop, "compile_ahead", lambda *_: order.append("compile"))
+    with pytest.raises(pytest.fail.Exception, match=COMPILED):
+        program()
+    assert order == ["compile", "encode"]
 
 
 def test_one_language_has_nothing_to_match(refusal, tmp_path):

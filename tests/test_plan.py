@@ -10,6 +10,7 @@ import re
 import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -145,7 +146,8 @@ def test_the_step_that_is_planned_runs_as_it_is(compiled):
     model = state.build(runs.random_decoder(DECODER), config.objective.language_matching.width, seed=0)
     now = state.create(state.split(model)[1], optimizer.build(config.optimizer, 1), mesh)
     assert sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(now)) == state_bytes
-    after, metrics = program(now, jax.tree.map(lambda x: sharding.place_rows(x, mesh), batch))
+    placed, last = jax.tree.map(lambda x: sharding.place_rows(x, mesh), batch), jnp.int32(1)
+    after, metrics = program(now, placed, jax.device_put(last, now.step.sharding))
     assert all(x.is_deleted() for x in jax.tree.leaves(now)), "donated"
     assert after.step == 1 and metrics["tokens"] == batch.loss_weights[:, 1:].sum()
     assert metrics["next_token"] == pytest.approx(np.log(DECODER.vocab_size), rel=0.02), "of a random model"

@@ -77,14 +77,19 @@ def test_too_few_devices():
 
 
 @pytest.mark.parametrize(("earlier", "count"), [("", 6), ("jax.config.update('jax_num_cpu_devices', 16)", 16)])
-def test_devices_are_simulated_before_a_backend_starts(earlier, count):
+def test_devices_are_simulated_before_a_backend_starts(earlier, count, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     script = f"""
+import os
 import jax
 from jax._src import xla_bridge
 from alignx_jax import sharding
 {earlier}
 sharding.prepare_devices("3x2")
 assert not xla_bridge.backends_are_initialized()
+kept, added = os.environ["XLA_FLAGS"].split()
+assert kept == "--xla_backend_optimization_level=0"
+assert added == "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 sharding.make_mesh("3x2")
 print(len(jax.devices()))
 sharding.prepare_devices("1x1")  # later calls change nothing

@@ -14,7 +14,7 @@ import pathlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -238,8 +238,12 @@ def build(
     stage: Literal["1", "2"],
     tokenizer: Tokenizer,
     progress: Progress = lambda source, done, total: None,
+    when_read: Callable[[], None] = lambda: None,
 ) -> Data:
     """Prepares, encodes and plans the data of a stage; what an earlier run prepared is reused.
+
+    Args:
+      when_read: called when every source has been read and found good, before any is encoded.
 
     Raises:
       UserError: a setting that cannot work, a source that is not there or has a bad line, every example dropped, or
@@ -257,13 +261,18 @@ def build(
         kinds["parallel"] = (data.parallel, data.parallel_weights)
     template = prompts.load(data.template)
     folder = pathlib.Path(data.cache)
-
-    train, validation, dropped, languages, encoded = {}, {}, Counter(), (), []
-    for kind, (sources, weights) in kinds.items():
+    found: dict[corpora.Kind, list[corpora.Corpus]] = {}
+    for kind, (sources, _) in kinds.items():
         if not sources:
             raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
-        found = [corpora.prepare(kind, source, folder, data.on_error, data.pairs, data.beam) for source in sources]
-        examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found]
+        found[kind] = [
+            corpora.prepare(kind, source, folder, data.on_error, data.pairs, data.beam) for source in sources
+        ]
+    when_read()
+
+    train, validation, dropped, languages, encoded = {}, {}, Counter(), (), []
+    for kind, (_, weights) in kinds.items():
+        examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found[kind]]
         for one in examples:
             dropped.update(one.dropped)
         codes = sorted({code for one in examples for code in one.languages})

@@ -141,12 +141,13 @@ def pretrain(sentences: list[dict[str, str]], encoder: tokenizer.Tokenizer, step
         decoder = Decoder(config, rngs=nnx.Rngs(0))
         graph, params, _ = state.split(state.build(decoder, None, seed=0))
         now = state.create(params, optimizer.build(settings, steps), mesh)
-        update = step.compiled_for(now, graph=graph, recipe=recipe, config=settings, steps=steps)
+        update = step.compiled_for(now, graph=graph, recipe=recipe, config=settings)
         done = 0
         with progress.StageProgress(Console(), "pre-training", 0, steps) as bar:
             while done < steps:
                 for rows in _rows(encoder, documents(sentences, 2048, rng)):
-                    now, metrics = update(now, jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows))
+                    placed = jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows)
+                    now, metrics = update(now, placed, steps)
                     done += 1
                     bar.step(done, {k: float(v) for k, v in metrics.items()})
                     if done == steps:

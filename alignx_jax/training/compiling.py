@@ -20,13 +20,13 @@ def lower(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh
     row = packing.assemble([], config.data.row_length, config.data.examples_per_row)
     batch = jax.tree.map(lambda x: sharding.rows_like(x, config.training.rows, mesh), row)
     with jax.set_mesh(mesh):
-        return train_step.lower(like, batch)
+        return train_step.lower(like, batch, like.step)  # the number of steps is as the count of them
 
 
-def beside(config: Config, train_step: jax.stages.Wrapped, like: TrainState, mesh: Mesh) -> Future[jax.stages.Compiled]:
-    """Lowers the step, and compiles it in a thread of its own while this one restores or validates the state."""
+def beside(lowered: jax.stages.Lowered) -> Future[jax.stages.Compiled]:
+    """Compiles the step in a thread of its own, while this one builds the data or restores or validates the state."""
     threads = ThreadPoolExecutor(1, "compile")
-    compiled = threads.submit(lower(config, train_step, like, mesh).compile)
+    compiled = threads.submit(lowered.compile)
     threads.shutdown(wait=False)
     return compiled
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 
@@ -18,9 +19,11 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import base, durable, optimizer, profiling, runs, state, stopping
+from alignx_jax.training import base, compiling, durable, optimizer, profiling, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
+
+_PAIR_TOKENS = 32  # a pair of sentences in its prompt seldom takes fewer
 
 
 def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
@@ -102,9 +105,20 @@ def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> atte
 
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
     """The static settings of the step on `data`."""
-    rows = group_rows(config, mesh)
-    most = max(data.train.most_examples(rows), data.validation.most_examples(rows))
+    most = max(most_pairs(config, data, mesh), expected_pairs(config, mesh))
     return recipe_for(config, decoder, mesh, pairs=data.pairs, group_pairs=most)
+
+
+def most_pairs(config: Config, data: pipeline.Data, mesh: Mesh) -> int:
+    """Most pairs in any `group_rows` rows of the data; 0 where they have none."""
+    rows = group_rows(config, mesh)
+    return max(data.train.most_examples(rows), data.validation.most_examples(rows)) if data.pairs else 0
+
+
+def expected_pairs(config: Config, mesh: Mesh) -> int:
+    """Pairs that `group_rows` rows have room for in any case, so that the step is known before the data are."""
+    in_a_row = min(config.data.examples_per_row, -(-config.data.row_length // _PAIR_TOKENS))
+    return group_rows(config, mesh) * in_a_row
 
 
 def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: bool, group_pairs: int) -> steps.Recipe:
@@ -128,16 +142,30 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
     )
 
 
-def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh, last: int) -> Step:
-    """The step that trains, of a run of `last` steps. What is compiled ahead of time is this same function."""
-    tx = optimizer.build(config.optimizer, last)
+def compile_ahead(config: Config, folder: storage.Path, source: runs.Source, mesh: Mesh) -> Step | None:
+    """The step of a new stage, which is being compiled while its data are built; `train` takes it if they fit it.
+
+    None where that is not known yet (`--objective.contrastive.layer=auto`), or the stage goes on: then its data are
+    built already, and the step is in JAX's compilation cache.
+    """
+    if config.objective.contrastive.layer == "auto" or (folder / "config.json").is_file():
+        return None
+    decoder, pairs = source.decoder_config(), config.stage == "1"
+    expected = recipe_for(config, decoder, mesh, pairs=pairs, group_pairs=expected_pairs(config, mesh))
+    step = build_step(config, expected, decoder, mesh)
+    _ = step.compiled  # begins
+    return step
+
+
+def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh) -> Step:
+    """The step that trains. What is compiled ahead of time is this same function."""
+    tx = optimizer.build(config.optimizer, 1)  # its first state alone is used
     dtype = jnp.bfloat16 if config.lora.rank else jnp.float32
     graph, *shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder, dtype))))
     like = state.abstract(shapes[0], tx, mesh, shapes[1])
     train_step = steps.compiled_for(
         like,
         config=config.optimizer,
-        steps=last,
         graph=graph,
         recipe=plan,
         skip_nonfinite=config.on_nonfinite == "skip",
@@ -150,7 +178,8 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
     def go_on(saved: state.TrainState, decoder: Decoder) -> state.TrainState:
         return dataclasses.replace(saved, frozen=state.split(_build(config, plan, decoder))[2])
 
-    return Step(decoder, graph, plan, like, train_step, begin, go_on)
+    lower = functools.partial(compiling.lower, config, train_step, like, mesh)
+    return Step(decoder, graph, plan, like, train_step, lower, begin, go_on)
 
 
 def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX:
@@ -167,8 +196,12 @@ def train(
     console: Console,
     title: str,
     stop: stopping.Stop,
+    ahead: Step | None = None,
 ) -> Result:
     """Runs a stage to its end and leaves its folder behind; started again, it continues from its last checkpoint.
+
+    Args:
+      ahead: of `compile_ahead`, taken if it has room for the pairs of `data`.
 
     Raises:
       UserError: settings that do not fit the model, the mesh or the folder; before anything is compiled.
@@ -181,7 +214,7 @@ def train(
     if config.objective.contrastive.layer == "auto":
         raise ValueError("the layer to align has to be a number here")
     plan = recipe(config, source.decoder_config(), data, mesh)
-    met = plan.group_pairs * (plan.groups if plan.scope == "global" else 1)
+    met = most_pairs(config, data, mesh) * (plan.groups if plan.scope == "global" else 1)
     if "contrastive" in plan.weights and met < 2:
         raise UserError(
             "no pair ever meets another, so the contrastive loss has no negatives; raise --training.rows, lower "
@@ -196,7 +229,7 @@ def train(
         )
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}
-    step = build_step(config, plan, source.decoder_config(), mesh, data.train.steps)
+    step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
     loaded, load = [], source.load_adapted if config.lora.rank else source.load
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
         runs.check_model(folder, source)

@@ -10,7 +10,7 @@ from alignx_jax import sharding
 from alignx_jax.config import OptimizerConfig
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def schedule(config: OptimizerConfig, steps: jax.Array | int) -> optax.Schedule:
     """Learning rate by update, counted from 0: linear from exactly 0 to the peak, then linear to 0 at `steps`.
 
     Written out because the interpolation of `optax.linear_schedule` loses digits of a small rate to cancellation.
@@ -18,18 +18,19 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup = config.warmup_steps
 
     def rate(count: jax.Array) -> jax.Array:
-        falling = jnp.maximum((steps - count) / max(steps - warmup, 1), 0.0)
+        falling = jnp.maximum((steps - count) / jnp.maximum(steps - warmup, 1), 0.0)
         return config.learning_rate * jnp.where(count < warmup, count / max(warmup, 1), falling)
 
     return rate
 
 
-def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` updates, for all parameters, norms and biases included."""
+def build(config: OptimizerConfig, steps: jax.Array | int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates, for all parameters, norms and biases included. Its first state is the
+    same for any number of them."""
     return adafactor(config, steps) if config.kind == "adafactor" else adamw(config, steps)
 
 
-def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def adamw(config: OptimizerConfig, steps: jax.Array | int) -> optax.GradientTransformation:
     """AdamW as published."""
     tx = optax.adamw(
         schedule(config, steps),
@@ -57,7 +58,7 @@ def _first_moment_in(dtype: jnp.dtype, tx: optax.GradientTransformation) -> opta
     return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
-def adafactor(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def adafactor(config: OptimizerConfig, steps: jax.Array | int) -> optax.GradientTransformation:
     """Adafactor (arXiv 1804.04235) with AdamW's learning rates: no first moment, a mean square a row and a column.
 
     An update is the gradient over its factored root mean square, at most 1 in the mean over a matrix: as large as one

@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import NoReturn
 
 import jax
@@ -38,10 +39,18 @@ class Step:
     like: state.TrainState
     """Shapes, types and shardings of the state."""
     train_step: jax.stages.Wrapped
+    """Of the state, a batch and the number of the run's steps."""
+    lower: Callable[[], jax.stages.Lowered]
+    """`train_step` for batches of the configured shape, ready to be compiled; nothing is placed."""
     begin: Callable[[Decoder], state.TrainState]
     """The state before the first step."""
     go_on: Callable[[state.TrainState, Decoder], state.TrainState]
     """A state from a checkpoint with the weights that are frozen and not in it."""
+
+    @functools.cached_property
+    def compiled(self) -> Future[jax.stages.Compiled]:
+        """`train_step`, which is being compiled from the moment that this is first asked for."""
+        return compiling.beside(self.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +131,8 @@ class Stage:
         if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
         if self.first < self.last:
-            self.compiled = compiling.beside(self.config, self.step.train_step, self.step.like, self.mesh)
+            self.compiled = self.step.compiled
+            self.steps = jax.device_put(jnp.int32(self.last), self.step.like.step.sharding)
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
         elif self.first:
@@ -182,7 +192,9 @@ class Stage:
             for step, batch in bar.watch(self.batches(self.data.train, self.first, "waiting for the data of step")):
                 first = step == self.first + 1
                 self.watch.doing(f"waiting for the device at step {step}")
-                self.state, values = self.profiler.run(step, functools.partial(train_step, self.state, batch))
+                self.state, values = self.profiler.run(
+                    step, functools.partial(train_step, self.state, batch, self.steps)
+                )
                 if waiting:
                     self.report(*waiting)
                 waiting = step, values

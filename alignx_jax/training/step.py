@@ -248,14 +248,15 @@ def _means(sums: dict[str, jax.Array], weights: dict[str, jax.Array]) -> dict[st
 def train_step(
     state: TrainState,
     batch: Batch,
+    steps: jax.Array | int,
     *,
     graph: nnx.GraphDef,
     recipe: Recipe,
     config: OptimizerConfig,
-    steps: int,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One update. `steps` is the length of the whole run, which the schedule decays over.
+    """One update. `steps` is the length of the whole run, which the schedule decays over: no constant of the program,
+    which so is the same for data of any size.
 
     With `skip_nonfinite`, a step whose loss or gradient is not finite changes neither parameters nor moments, and the
     metric `skipped` is 1; its place in the schedule is used up, as its batch is.
@@ -294,7 +295,9 @@ def validation_sums(
     return jax.tree.map(jnp.sum, sums), loss_weights(batch, recipe)
 
 
-def compiled_for(state_like: TrainState, **static) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def compiled_for(
+    state_like: TrainState, **static
+) -> Callable[[TrainState, Batch, jax.Array | int], tuple[TrainState, Metrics]]:
     """`train_step` jitted: the state is donated and keeps its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, state_like)
     return jax.jit(functools.partial(train_step, **static), donate_argnums=0, out_shardings=(shardings, None))

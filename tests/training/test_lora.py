@@ -83,10 +83,11 @@ def three_steps(folder: pathlib.Path, spec: str, rows, settings: OptimizerConfig
         plan = published.recipe(1, 3, jnp.float64, group_pairs=24 // groups, groups=groups, **changes)
         now = state.create(params, optimizer.build(settings, 10), mesh, frozen)
         before = jax.device_get(jax.tree.map(jnp.copy, now))
-        update = step.compiled_for(now, graph=graph, recipe=plan, config=settings, steps=10)
+        update = step.compiled_for(now, graph=graph, recipe=plan, config=settings)
         for _ in range(3):
             given = jax.tree.leaves((now.params, now.frozen))
-            now, metrics = update(now, jax.tree.map(lambda x: sharding.place_rows(np.asarray(x), mesh), rows))
+            placed = jax.tree.map(lambda x: sharding.place_rows(np.asarray(x), mesh), rows)
+            now, metrics = update(now, placed, 10)
             assert all(x.is_deleted() for x in given), "donated"
         return before, jax.device_get(now), jax.device_get(metrics)
 

@@ -72,7 +72,9 @@ class Trainer:
     data: pipeline.Data
     out: io.StringIO = dataclasses.field(default_factory=io.StringIO)
 
-    def __call__(self, folder, mesh: str = "2x1", stop: int | None = None, data=None, **training) -> loop.Result:
+    def __call__(
+        self, folder, mesh: str = "2x1", stop: int | None = None, data=None, ahead: bool = False, **training
+    ) -> loop.Result:
         top = {k: training.pop(k) for k in ("on_nonfinite",) if k in training}
         config = dataclasses.replace(
             self.config, run=str(folder), **top, training=dataclasses.replace(self.config.training, **training)
@@ -88,6 +90,7 @@ class Trainer:
                 Console(file=self.out, width=1000),
                 "test",
                 StopAfter(stop),
+                loop.compile_ahead(config, folder / "stage1", self.source, made) if ahead else None,
             )
 
     def spoilt(self, step: int, change) -> pipeline.Data:
@@ -259,10 +262,36 @@ def instead(monkeypatch, of):
     monkeypatch.setattr(compiling, "beside", compiled)
 
 
+def test_the_step_compiled_ahead_is_the_one_that_trains(train, undisturbed, tmp_path, monkeypatch):
+    made, beside = [], compiling.beside
+    monkeypatch.setattr(compiling, "beside", lambda *given: made.append(beside(*given)) or made[-1])
+    train(tmp_path, ahead=True)
+    assert len(made) == 1 and made[0].done()
+    assert records(tmp_path / "stage1") == records(undisturbed)
+    train(tmp_path, ahead=True)
+    assert len(made) == 1  # a finished stage needs no step
+
+
+def test_a_step_compiled_ahead_without_room_for_the_pairs_is_compiled_again(train, undisturbed, tmp_path, monkeypatch):
+    made, beside = [], compiling.beside
+    monkeypatch.setattr(compiling, "beside", lambda *given: made.append(given) or beside(*given))
+    monkeypatch.setattr(loop, "expected_pairs", lambda config, mesh: 4)
+    train(tmp_path, ahead=True)
+    assert len(made) == 2
+    for one, other in zip(records(tmp_path / "stage1"), records(undisturbed), strict=True):
+        assert one.pop("kind") == other.pop("kind") and one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_layer_that_is_still_to_be_chosen_compiles_nothing_ahead(train, tmp_path):
+    auto = dataclasses.replace(train.config.objective.contrastive, layer="auto")
+    config = dataclasses.replace(train.config, objective=dataclasses.replace(train.config.objective, contrastive=auto))
+    assert loop.compile_ahead(config, tmp_path, train.source, sharding.make_mesh("2x1")) is None
+
+
 def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path, monkeypatch):
     def spoiling(step):
-        def train_step(state, batch):
-            state, values = step(state, batch)
+        def train_step(state, *rest):
+            state, values = step(state, *rest)
             norm = state.params["decoder"]["norm"]
             nan = jax.device_put(norm.at[3].set(np.nan), norm.sharding)
             params = {**state.params, "decoder": {**state.params["decoder"], "norm": nan}}
