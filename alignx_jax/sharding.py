@@ -84,9 +84,9 @@ def _shape(spec: str) -> tuple[int, ...]:
 def prepare_devices(spec: str, processes: int = 1) -> None:
     """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
-    Collectives of several CPU devices are made to run one after the other: left to itself XLA starts independent ones
-    together, each blocks a thread, and on few cores none is left for the device that all wait for; between processes
-    they meet in different orders (docs/decisions.md).
+    Collectives of a process's CPU devices are made to run one after the other: left to itself XLA starts independent
+    ones together, each blocks a thread, and on few cores none is left for the device that all wait for
+    (docs/decisions.md).
 
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
 
@@ -99,14 +99,14 @@ def prepare_devices(spec: str, processes: int = 1) -> None:
             f"--mesh={spec}: {size} devices do not divide among {processes} processes, which have as many each; "
             f"give a mesh of a multiple of {processes}"
         )
-    flags = os.environ.get("XLA_FLAGS", "")
-    if size > 1 and _CONCURRENT not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".strip()
     wanted = max(size // processes, jax.config.jax_num_cpu_devices)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
         return  # devices exist already; `make_mesh` says so if they are too few
+    flags = os.environ.get("XLA_FLAGS", "")
+    if size > 1 and processes == 1 and _CONCURRENT not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".strip()
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # as the tests begin; the program adds one for a single process
 
 
 def free_port() -> int:
@@ -62,6 +63,7 @@ def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -
     """`run.py` with `flags` as `count` processes, number n with `own[n]` besides; a single one is not told of hosts."""
     port = free_port()
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["XLA_FLAGS"] = _XLA_FLAGS
     processes = []
     for n in range(count):
         more = [*(flags_of(count, n, port) if count > 1 else ()), *(own[n] if own else ())]
