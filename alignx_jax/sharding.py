@@ -84,8 +84,8 @@ def _shape(spec: str) -> tuple[int, ...]:
 def prepare_devices(spec: str, processes: int = 1) -> None:
     """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
-    Collectives of a process's CPU devices are made to run one after the other: left to itself XLA starts independent
-    ones together, each blocks a thread, and on few cores none is left for the device that all wait for
+    Collectives of the CPU devices of a single process are made to run one after the other: left to itself XLA starts
+    independent ones together, each blocks a thread, and on few cores none is left for the device that all wait for
     (docs/decisions.md).
 
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
