@@ -71,6 +71,8 @@ _PARAMETERS: dict[tuple[str, ...], P] = {
 }
 
 _CONCURRENT = "--xla_cpu_enable_concurrency_optimized_scheduler"
+CPU_THREADS, _THREADS_A_DEVICE = "PJRT_NPROC", 8
+"""The variable for the number of threads of XLA for CPUs, and what a simulated device gets."""
 
 
 def _shape(spec: str) -> tuple[int, ...]:
@@ -84,9 +86,8 @@ def _shape(spec: str) -> tuple[int, ...]:
 def prepare_devices(spec: str, processes: int = 1) -> None:
     """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
-    Collectives of the CPU devices of a single process are made to run one after the other: left to itself XLA starts
-    independent ones together, each blocks a thread, and on few cores none is left for the device that all wait for
-    (docs/decisions.md).
+    XLA for CPUs starts independent collectives together, and each blocks a thread until all devices have come: there
+    have to be threads for all of them, on few cores too, and the fewer start together the better (docs/decisions.md).
 
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
 
@@ -104,9 +105,10 @@ def prepare_devices(spec: str, processes: int = 1) -> None:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
         return  # devices exist already; `make_mesh` says so if they are too few
-    flags = os.environ.get("XLA_FLAGS", "")
-    if size > 1 and processes == 1 and _CONCURRENT not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".strip()
+    if size > 1:
+        os.environ.setdefault(CPU_THREADS, str(max(os.cpu_count() or 1, _THREADS_A_DEVICE * wanted)))
+        if _CONCURRENT not in (flags := os.environ.get("XLA_FLAGS", "")):
+            os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".strip()
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:

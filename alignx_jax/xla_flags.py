@@ -9,7 +9,7 @@ import importlib.util
 import os
 from collections.abc import MutableMapping
 
-from alignx_jax import machines
+from alignx_jax import machines, sharding
 
 GPU = {
     # Collectives start early and end late, so that products run meanwhile.
@@ -27,7 +27,12 @@ TPU = {
 }
 MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 """Of a GPU's memory, what JAX takes at the start; its own default is 0.75."""
-_VARIABLES = {"cpu": "XLA_FLAGS", "gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+_VARIABLES = {
+    "cpu": ("XLA_FLAGS", sharding.CPU_THREADS),
+    "gpu": ("XLA_FLAGS", MEMORY[0]),
+    "tpu": ("LIBTPU_INIT_ARGS",),
+}
+"""Flags, and what else there is to show, by its name."""
 
 
 def apply(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -50,5 +55,7 @@ def _add(environment: MutableMapping[str, str], variable: str, flags: dict[str, 
 
 def shown(platform: str) -> str:
     """What the compiler for a platform is given, with the user's own flags; empty: nothing."""
-    found = os.environ.get(_VARIABLES.get(platform, ""), "")
-    return f"{found} {MEMORY[0]}={os.environ[MEMORY[0]]}" if platform == "gpu" and MEMORY[0] in os.environ else found
+    flags, *others = _VARIABLES.get(platform, ("",))
+    return " ".join(
+        [*os.environ.get(flags, "").split(), *(f"{name}={os.environ[name]}" for name in others if name in os.environ)]
+    )

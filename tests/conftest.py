@@ -10,6 +10,7 @@ import pathlib
 import jax
 import pytest
 
+from alignx_jax import sharding
 from tests.faults import tally
 
 PLATFORMS = os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu")
@@ -18,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait fo
 if PLATFORMS == "cpu":  # tests compile for longer than they compute; also in the processes that they start
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", PLATFORMS)
-jax.config.update("jax_num_cpu_devices", 8)
+sharding.prepare_devices("8x1")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -79,6 +79,7 @@ def test_too_few_devices():
 @pytest.mark.parametrize(("earlier", "count"), [("", 6), ("jax.config.update('jax_num_cpu_devices', 16)", 16)])
 def test_devices_are_simulated_before_a_backend_starts(earlier, count, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
     script = f"""
 import os
 import jax
@@ -90,6 +91,7 @@ assert not xla_bridge.backends_are_initialized()
 kept, added = os.environ["XLA_FLAGS"].split()
 assert kept == "--xla_backend_optimization_level=0"
 assert added == "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+assert int(os.environ["PJRT_NPROC"]) == max(8 * {count}, os.cpu_count())
 sharding.make_mesh("3x2")
 print(len(jax.devices()))
 sharding.prepare_devices("1x1")  # later calls change nothing

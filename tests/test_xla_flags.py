@@ -44,5 +44,6 @@ def test_the_log_has_the_flags_of_its_platform(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_x=1")
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_y=2")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    monkeypatch.setenv("PJRT_NPROC", "128")
     assert xla_flags.shown("gpu") == "--xla_gpu_x=1 XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"
-    assert xla_flags.shown("tpu") == "--xla_tpu_y=2" and xla_flags.shown("cpu") == "--xla_gpu_x=1"
+    assert xla_flags.shown("tpu") == "--xla_tpu_y=2" and xla_flags.shown("cpu") == "--xla_gpu_x=1 PJRT_NPROC=128"
