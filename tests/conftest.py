@@ -10,7 +10,6 @@ import pathlib
 import jax
 import pytest
 
-from alignx_jax import sharding
 from tests.faults import tally
 
 PLATFORMS = os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu")
@@ -18,8 +17,9 @@ PLATFORMS = os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
 if PLATFORMS == "cpu":  # tests compile for longer than they compute; also in the processes that they start
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("PJRT_NPROC", "64")  # as `sharding.prepare_devices` has it for 8 devices
 jax.config.update("jax_platforms", PLATFORMS)
-sharding.prepare_devices("8x1")
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
