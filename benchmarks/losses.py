@@ -15,14 +15,10 @@ First, at the smallest size, the losses and gradients of all forms are compared,
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -35,7 +31,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import spread
+from benchmarks import record
 from benchmarks.step import memory
 
 LOSSES = ("contrastive", "language_matching")
@@ -241,19 +237,10 @@ def free_memory() -> float:
 
 def main(options: Options) -> None:
     console, limit = Console(width=140), options.memory or free_memory() / 2
-    cores = len(os.sched_getaffinity(0))
-    machine = f"{platform.machine()}, {cores} cores shared with other work, load {os.getloadavg()[0]:.0f}"
-    record = {
-        "command": f"python -m benchmarks.losses {shlex.join(sys.argv[1:])}".strip(),
-        "date": str(datetime.date.today()),
-        "machine": machine,
-        "versions": {k: importlib.metadata.version(k) for k in ("jax", "jaxlib", "torch", "numpy")},
-        "options": dataclasses.asdict(options) | {"memory": round(limit, 1)},
-        "differences": {},
-        "results": [],
-    }
+    options = dataclasses.replace(options, memory=round(limit, 1))
+    differences, results = {}, []
     for loss in LOSSES:
-        found = record["differences"][loss] = check(loss, options.pairs[0], options)
+        found = differences[loss] = check(loss, options.pairs[0], options)
         parts = ", ".join(f"{side} {value:.1e}" for side, value in found.items())
         console.print(f"{loss}: relative difference from ours on one device: {parts}", highlight=False)
     for loss in LOSSES:
@@ -282,14 +269,12 @@ def main(options: Options) -> None:
                     "ratio to ours": statistics.median(slower),
                     "grown MiB": grown,
                 }
-                faster = "" if side == "ours" else spread(slower, 2)
-                table.add_row(str(pairs), name, spread(seconds, 4), faster, spread(grown, 0))
-            record["results"].append(result)
+                faster = "" if side == "ours" else record.spread(slower, 2)
+                table.add_row(str(pairs), name, record.spread(seconds, 4), faster, record.spread(grown, 0))
+            results.append(result)
             table.add_section()
         console.print(table)
-    console.print(f"{record['date']}, {machine}", highlight=False)
-    if options.save:
-        pathlib.Path(options.save).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record.save(options.save, "losses", options, {"differences": differences, "results": results}, console)
 
 
 if __name__ == "__main__":
