@@ -10,12 +10,8 @@ Compiles stage 1 as `run.py --stage=plan` does (docs/plan.md); needs libtpu and 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 
 import jax
 import tyro
@@ -26,6 +22,7 @@ from alignx_jax import config_files as configs
 from alignx_jax import machines, plan, xla_flags
 from alignx_jax.config import Config, LoraConfig
 from alignx_jax.training import runs
+from benchmarks import record
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -148,11 +145,8 @@ def main(options: Options) -> None:
         console.print(f"compiling {name}")
         results[name] = run(CASES[name])
         if file:
-            versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-            machine = f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} shared cores"
             known = {name: results[name] for name in CASES if name in results}
-            saved = {"command": "python -m benchmarks.plan_table", "machine": machine, **versions, "results": known}
-            file.write_text(json.dumps(saved, indent=1) + "\n")
+            file.write_text(json.dumps(record.of_this_run("plan_table") | {"results": known}, indent=1) + "\n")
     console.print(show({name: results[name] for name in CASES if name in results}))
 
 

@@ -22,19 +22,22 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
-def save(to: str | None, name: str, options: Any, results: dict[str, Any], console: Console) -> None:
-    """Prints where and when `python -m benchmarks.<name>` ran; with a file, writes it there with the results.
-
-    Paths are given by their last names.
-    """
+def of_this_run(name: str) -> dict[str, Any]:
+    """Day, machine, versions, and the command `python -m benchmarks.<name>`, its paths by their last names."""
     shown = [argument if "/" not in argument else _last_name(argument) for argument in sys.argv[1:]]
     cores = len(os.sched_getaffinity(0))
-    facts = {
+    packages = "jax", "jaxlib", "libtpu", "torch", "numpy"
+    return {
         "command": f"python -m benchmarks.{name} {shlex.join(shown)}".strip(),
         "date": str(datetime.date.today()),
         "machine": f"{_processor()}, {platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {k: importlib.metadata.version(k) for k in ("jax", "jaxlib", "torch", "numpy") if _there(k)},
+        "versions": {k: importlib.metadata.version(k) for k in packages if _there(k)},
     }
+
+
+def save(to: str | None, name: str, options: Any, results: dict[str, Any], console: Console) -> None:
+    """Prints where and when `python -m benchmarks.<name>` ran; with a file, writes it there with the results."""
+    facts = of_this_run(name)
     console.print(f"{facts['date']}, {facts['machine']}", highlight=False)
     if to:
         chosen = {k: v for k, v in dataclasses.asdict(options).items() if "/" not in str(v)}

@@ -182,7 +182,7 @@ def show(console: Console, found: Iterable[dict]) -> None:
 
 def main(options: Options) -> None:
     console = Console()
-    sharding.prepare_devices("8x1")
+    sharding.prepare_devices(next((ARMS[arm]["mesh"] for arm in options.arms if "mesh" in ARMS[arm]), "1x1"))
     jax.config.update("jax_compilation_cache_dir", str(options.to / "cache/compiled"))
     if options.learning_rates:
         found = []

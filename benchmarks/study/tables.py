@@ -1,10 +1,11 @@
-"""The study's results: from its runs and measurements to benchmarks/results/study.json, tables and pictures.
+"""The study's results: from its runs and measurements to benchmarks/results, tables and pictures.
 
-python -m benchmarks.study.tables --runs FOLDER --model BASE/model
+python -m benchmarks.study.tables --runs FOLDER --model BASE/model [--to choices]
 python -m benchmarks.study.tables
 
-The first gathers the measurements of all runs in benchmarks/results/study.json; both write the tables and the picture
-of docs/evidence.md from that file.
+The first gathers the measurements of all runs: those of the ablation in benchmarks/results/study.json, with
+--to=choices those of the choices, which have a base model of their own, in study_choices.json. Both commands write the
+tables and pictures of docs/evidence.md from the two files.
 
 Every comparison is paired by seed: two arms with the same seed saw the same data in the same order. A difference is
 the mean over seeds with its 95 % interval by Student's t; it says how much another order of the data and other first
@@ -14,25 +15,26 @@ weights of the classifier would change it, not other sentences or another base m
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.figure
 import numpy as np
 import scipy.stats
 import tyro
 
+from benchmarks import record
 from benchmarks.study import arms
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks/results/study.json"
+RESULTS = {
+    part: ROOT / f"benchmarks/results/{file}.json"
+    for part, file in (("ablation", "study"), ("choices", "study_choices"))
+}
 PAGE, IMAGES = ROOT / "docs/evidence.md", ROOT / "docs/images"
 SETS = "FLORES-200", "NTREX-128"
 
@@ -43,6 +45,8 @@ class Options:
     """Folder of the runs, with `measured.json` in each; unset: the committed results are used."""
     model: pathlib.Path | None = None
     """The base model."""
+    to: Literal[tuple(RESULTS)] = "ablation"
+    """The part of the study that they are."""
 
 
 def summary(measured: Mapping[str, Any], layer: int) -> dict[str, Any]:
@@ -59,7 +63,8 @@ def summary(measured: Mapping[str, Any], layer: int) -> dict[str, Any]:
         found[f"language, aligned layer, {name}"] = 100 * of["language_variance"][layer]
         found[f"language, last layer, {name}"] = 100 * of["language_variance"][-1]
         found[f"probe, last layer, {name}"] = 100 * of["language_probe"][-1]
-        found[f"language by layer, {name}"] = (100 * np.array(of["language_variance"])).tolist()
+        for share in ("language", "meaning"):
+            found[f"{share} by layer, {name}"] = (100 * np.array(of[f"{share}_variance"])).tolist()
     if "translation" in measured:
         bits = {code: of["bits_per_byte"] for code, of in measured["perplexity"].items()}
         found |= {"perplexity": {code: of["value"] for code, of in measured["perplexity"].items()}}
@@ -86,7 +91,7 @@ def _mean(values) -> float:
 
 
 def collect(options: Options) -> dict[str, Any]:
-    """The contents of study.json."""
+    """The contents of a file of results."""
 
     def read(file: pathlib.Path) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -104,15 +109,7 @@ def collect(options: Options) -> dict[str, Any]:
             of["training"] = {key: done[stage][key] for key in ("steps", "tokens", "pairs", "seconds", "fill")}
             of["validation"] = done[stage]["after"]
         found.setdefault(arm, {})[str(seed)] = stages
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commands": [
-            "python -m benchmarks.study.base --to BASE",
-            "python -m benchmarks.study.arms --model BASE/model --to RUNS",
-            "python -m benchmarks.study.measure --model BASE/model --runs RUNS",
-            "python -m benchmarks.study.tables --model BASE/model --runs RUNS",
-        ],
+    return record.of_this_run("study.tables") | {
         "base": summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")},
         "arms": found,
     }
@@ -164,30 +161,23 @@ USE = (
     "XCOPA, others",
 )
 OF_CHOICES = (
-    ("stage1", "retrieval, FLORES-200"),
-    ("stage2", "retrieval, FLORES-200"),
-    ("stage2", "retrieval, Tatoeba"),
-    ("stage2", "chrF++, en-x"),
-    ("stage2", "chrF++, x-en"),
+    ("stage1", "meaning, aligned layer, FLORES-200"),
+    ("stage1", "retrieval, NTREX-128"),
+    ("stage2", "meaning, aligned layer, FLORES-200"),
+    ("stage2", "retrieval, NTREX-128"),
+    ("stage2", "language, last layer, FLORES-200"),
     ("stage2", "off-target, en-x"),
+    ("stage2", "off-target, x-en"),
+    ("stage2", "chrF++, x-en"),
     ("stage2", "bits a byte, en"),
     ("stage2", "bits a byte, others"),
 )
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """The tables of docs/evidence.md, in Markdown, by name."""
+    """The tables of the ablation in docs/evidence.md, in Markdown, by name."""
     others = [arm for arm in arms.ABLATION if arm != "next-token"]
-    heldout = results["base"]["heldout"]
-    found = {
-        "base": _markdown(
-            ["", *heldout],
-            [
-                ["perplexity", *(f"{of['perplexity']:.0f}" for of in heldout.values())],
-                ["bits a byte", *(f"{of['bits_per_byte']:.2f}" for of in heldout.values())],
-            ],
-        )
-    }
+    found = {"base": _of_base(results)}
     for name, stage, measures in (
         ("stage 1", "stage1", ALIGNMENT),
         ("stage 2", "stage2", ALIGNMENT + USE),
@@ -199,14 +189,26 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         ]
         found[name] = _markdown(["", "base", "next-token", *(f"{arm} − next-token" for arm in others)], rows)
     found["languages"] = _languages(results)
+    return found
+
+
+def of_choices(results: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the choices beyond the paper: differences from alignx, whose own row has the range of its seeds."""
     head = ["", "seeds", *(f"{measure}, {stage[:-1]} {stage[-1]}" for stage, measure in OF_CHOICES)]
-    rows = [["alignx", _seeds(results, "alignx"), *(_mean_cell(results, "alignx", *m) for m in OF_CHOICES)]]
-    for arm in arms.CHOICES:
-        if arm in results["arms"]:
+    rows = [["base", "", *(_number(results["base"][measure], measure) for _, measure in OF_CHOICES)]]
+    rows.append(["alignx", _seeds(results, "alignx"), *(_range(results, "alignx", *m) for m in OF_CHOICES)])
+    for arm in results["arms"]:
+        if arm != "alignx":
             cells = [_cell(difference(results, arm, "alignx", stage, m), m) for stage, m in OF_CHOICES]
             rows.append([arm, _seeds(results, arm), *cells])
-    found["choices"] = _markdown(head, rows)
-    return found
+    return {"choices base": _of_base(results), "choices": _markdown(head, rows)}
+
+
+def _of_base(results: Mapping[str, Any]) -> str:
+    heldout = results["base"]["heldout"]
+    perplexities = [f"{of['perplexity']:.0f}" for of in heldout.values()]
+    bits = [f"{of['bits_per_byte']:.2f}" for of in heldout.values()]
+    return _markdown(["", *heldout], [["perplexity", *perplexities], ["bits a byte", *bits]])
 
 
 def _languages(results: Mapping[str, Any]) -> str:
@@ -228,6 +230,13 @@ def _seeds(results: Mapping[str, Any], arm: str) -> str:
 
 def _mean_cell(results: Mapping[str, Any], arm: str, stage: str, measure: str) -> str:
     return _number(_mean(run[stage][measure] for run in results["arms"][arm].values()), measure)
+
+
+def _range(results: Mapping[str, Any], arm: str, stage: str, measure: str) -> str:
+    """The mean over seeds, and the least and greatest."""
+    values = [run[stage][measure] for run in results["arms"][arm].values()]
+    low, high = (_number(of(values), measure) for of in (min, max))
+    return f"{_mean_cell(results, arm, stage, measure)} ({low}–{high})"
 
 
 def _number(value: float, measure: str) -> str:
@@ -285,22 +294,45 @@ def align_then_diverge(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def write(results: Mapping[str, Any]) -> None:
-    """The tables between the marks of docs/evidence.md, and its picture."""
+LAYERS = {"layer-2": 2, "alignx": 4, "layer-6": 6}
+
+
+def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """The share of variance that is meaning, over depth, for each layer that the contrastive loss was put on."""
+    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+    axes, curve = figure.subplots(1, 2, sharey=True), "meaning by layer, FLORES-200"
+    for axis, stage, title in zip(axes, ("stage1", "stage2"), ("after stage 1", "after stage 2"), strict=True):
+        axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
+        for (arm, layer), colour in zip(LAYERS.items(), ("#1f77b4", COLOURS["alignx"], "#2ca02c"), strict=True):
+            if arm not in results["arms"]:
+                continue
+            values = np.mean([run[stage][curve] for run in results["arms"][arm].values()], axis=0)
+            axis.plot(values, color=colour, linewidth=1.8, label=f"aligned at layer {layer}")
+            axis.plot(layer, values[layer], "o", color=colour)
+        axis.set(title=title, xlabel="layers run")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("variance that is meaning (%)")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def write(ablation: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+    """The tables between the marks of docs/evidence.md, and its pictures."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in tables(results).items():
+    for name, table in (tables(ablation) | of_choices(choices)).items():
         begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
         if begin not in page or end not in page:
             sys.exit(f"{PAGE}: no marks for the table {name!r}")
         page = page[: page.index(begin) + len(begin)] + table + page[page.index(end) :]
     PAGE.write_text(page, encoding="utf-8")
-    align_then_diverge(results).savefig(IMAGES / "align_then_diverge.png", dpi=110)
+    align_then_diverge(ablation).savefig(IMAGES / "align_then_diverge.png", dpi=110)
+    aligned_layers(choices).savefig(IMAGES / "aligned_layers.png", dpi=110)
 
 
 def main(options: Options) -> None:
     if options.runs:
-        RESULTS.write_text(json.dumps(collect(options), indent=1) + "\n", encoding="utf-8")
-    write(json.loads(RESULTS.read_text(encoding="utf-8")))
+        RESULTS[options.to].write_text(json.dumps(collect(options), indent=1) + "\n", encoding="utf-8")
+    write(*(json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.values()))
 
 
 if __name__ == "__main__":

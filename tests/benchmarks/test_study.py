@@ -198,12 +198,13 @@ def test_every_script_from_data_to_tables(data, tmp_path, monkeypatch):
     scores = results["arms"]["alignx"]["0"]["stage2"]["chrF++"]
     assert len(scores) == 6 + 2 and {"en-ru", "ru-en"} < set(scores)  # of XNLI's three languages, and Russian apart
     page = tmp_path / "evidence.md"
-    page.write_text(
-        "\n".join(f"<!-- table: {n} -->\n<!-- end: {n} -->" for n in tables.tables(results)), encoding="utf-8"
-    )
+    names = tables.tables(results) | tables.of_choices(results)
+    page.write_text("\n".join(f"<!-- table: {n} -->\n<!-- end: {n} -->" for n in names), encoding="utf-8")
     monkeypatch.setattr(tables, "PAGE", page)
     monkeypatch.setattr(tables, "IMAGES", tmp_path)
-    tables.write(results)
-    tables.write(results)  # what was there is replaced
+    for _ in range(2):  # what was there is replaced
+        tables.write(results, results)
     assert page.read_text(encoding="utf-8").count("| retrieval, Tatoeba |") == 2
-    assert (tmp_path / "align_then_diverge.png").stat().st_size > 10_000
+    assert page.read_text(encoding="utf-8").count("| next-token | 1 |") == 1
+    for picture in ("align_then_diverge.png", "aligned_layers.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000

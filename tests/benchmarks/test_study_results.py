@@ -90,6 +90,17 @@ def test_tables_show_arms_that_were_run(results, monkeypatch):
     lines = found["stage 1"].splitlines()
     assert lines[0] == "|  | base | next-token | alignx − next-token |"
     assert lines[2].startswith("| retrieval, FLORES-200 | 10.0 | 11.7 | **+11.7 [")
-    choices = [line.split(" | ")[:2] for line in found["choices"].splitlines()[2:]]
-    assert choices == [["| alignx", "3"], ["| layer-2", "2"]]
     assert {line.split(" ")[1] for line in found["languages"].splitlines()[2:]} == {"de", "zh"}
+
+
+def test_choices_are_set_against_alignx_with_the_range_of_its_seeds(results):
+    found = tables.of_choices(results)
+    lines = [[cell.strip() for cell in line.split("|")[1:]] for line in found["choices"].splitlines()]
+    column = lines[0].index("retrieval, NTREX-128, stage 1")
+    assert {line[0]: (line[1], line[column]) for line in lines[2:]} == {
+        "base": ("", "10.0"),
+        "alignx": ("3", "23.3 (15.0–30.0)"),
+        "next-token": ("3", "**−11.7 [−18.8, −4.5]**"),
+        "layer-2": ("2", "+0.0 [+0.0, +0.0]"),
+    }
+    assert found["choices base"].splitlines()[2:] == ["| perplexity | 2 |", "| bits a byte | 1.00 |"]
