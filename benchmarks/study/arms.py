@@ -1,6 +1,6 @@
 """The study's runs: from one base model, at equal data and steps, what each loss and each choice is worth.
 
-python -m benchmarks.study.arms --model BASE/model --to FOLDER [--data FOLDER] [--arms alignx ...] [--seeds 0 1 2]
+python -m benchmarks.study.arms --model BASE/model --to FOLDER [--arms alignx ...] [--seeds 0 1 2] [--pairs 250]
 
 Every arm is one `Config` that differs from `STUDY` in what its line of `ARMS` says. It goes through the program's own
 stages: stage 1 on translation pairs of 11 languages with English, both directions, then stage 2, the same for all
@@ -87,6 +87,8 @@ class Options:
     repository."""
     arms: tuple[Literal[tuple(ARMS)], ...] = tuple(ARMS)
     seeds: tuple[int, ...] = (0, 1, 2)
+    pairs: int = STUDY.data.limit
+    """Translation pairs of each language in stage 1."""
     learning_rates: tuple[float, ...] = ()
     """Compares these on validation data, with `next-token` and `alignx`, and runs nothing else."""
 
@@ -107,6 +109,7 @@ def stages(arm: str, seed: int, options: Options, learning_rate: float | None = 
         "model": str(options.model),
         "data.parallel": tuple(str(pairs / f"{code}-en.train.jsonl.gz") for code in LANGUAGES),
         "data.instructions": tuple(str(instruct / f"{code}.train.jsonl.gz") for code in ("en", *LANGUAGES)),
+        "data.limit": options.pairs,
         "data.cache": str(options.to / "cache"),
         "optimizer.learning_rate": learning_rate or STUDY.optimizer.learning_rate,
     }

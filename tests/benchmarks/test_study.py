@@ -180,8 +180,9 @@ def test_every_script_from_data_to_tables(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(arms, "LANGUAGES", CODES)
     monkeypatch.setattr(arms, "STAGE_2_STEPS", 2)
-    monkeypatch.setattr(arms, "STUDY", arms.changed(arms.STUDY, {"data.limit": 60, "data.validation": 10}))
-    study = arms.Options(tmp_path / "base/model", tmp_path / "runs", data, arms=("next-token", "alignx"), seeds=(0,))
+    monkeypatch.setattr(arms, "STUDY", arms.changed(arms.STUDY, {"data.validation": 10}))
+    chosen = {"arms": ("next-token", "alignx"), "seeds": (0,), "pairs": 60}
+    study = arms.Options(tmp_path / "base/model", tmp_path / "runs", data, **chosen)
     arms.main(study)
     found = arms.finished(tmp_path / "runs")
     next_token, alignx = (found[arm, 0] for arm in study.arms)
