@@ -21,7 +21,7 @@ def of_dataset(folder: pathlib.Path) -> list[pathlib.Path] | None:
     Of several splits that is `train`.
 
     Raises:
-      UserError: no split for training, or a folder that is not whole.
+      UserError: no split for training, or a folder that is not whole or names files that are not its own.
     """
     if (folder / "dataset_dict.json").is_file():
         if not (folder / "train").is_dir():
@@ -31,9 +31,14 @@ def of_dataset(folder: pathlib.Path) -> list[pathlib.Path] | None:
     if not state.is_file():
         return None
     try:
-        return [folder / entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
+        there = {file.name for file in folder.glob("*.arrow")}
+        strangers = [name for name in names if name not in there]  # a path that leaves the folder is one
+        if strangers or not names:
+            raise ValueError(f"{strangers[0]!r} is no Arrow file of its folder" if strangers else "an empty list")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{state}: does not name the files of the data set ({error}); save it again") from None
+    return [folder / name for name in names]
 
 
 def rows(file: pathlib.Path) -> Iterator[tuple[int, dict | Bad]]:

@@ -1,5 +1,7 @@
 """Files that pyarrow and Hugging Face `datasets` wrote, read as sources."""
 
+import json
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,3 +108,19 @@ def test_damaged_files(tmp_path):
     (tmp_path / "data" / "test" / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"state.json: does not name the files"):
         _read(tmp_path / "data" / "test", tmp_path)
+    (tmp_path / "data" / "test" / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(UserError, match=r"state.json: does not name the files of the data set \(an empty list\)"):
+        _read(tmp_path / "data" / "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.arrow", "{}/other.arrow", "sub/../../other.arrow", "state.json", "gone.arrow"]
+)
+def test_files_of_another_folder_are_not_read(tmp_path, name):
+    datasets.Dataset.from_dict(PARALLEL["fields"]).save_to_disk(tmp_path / "data")
+    (tmp_path / "data" / "sub").mkdir()
+    (tmp_path / "data" / "data-00000-of-00001.arrow").rename(tmp_path / "other.arrow")
+    state = tmp_path / "data" / "state.json"
+    state.write_text(json.dumps({"_data_files": [{"filename": name.format(tmp_path)}]}))
+    with pytest.raises(UserError, match=r"state.json: .* is no Arrow file of its folder.; save it again"):
+        _read(tmp_path / "data", tmp_path)

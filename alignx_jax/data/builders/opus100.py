@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import tensorflow_datasets as tfds
 
 from alignx_jax.data import readers
-from alignx_jax.data.builders.published import CODES, Published, names
+from alignx_jax.data.builders.published import CODES, Published, names, unpacked
 from alignx_jax.data.fields import BadLine, Record
 
 SUPERVISED, ZERO_SHOT = CODES["opus100"], CODES["opus100 zero-shot"]
@@ -65,7 +65,7 @@ class Opus100(Published):
         }
 
     def _pairs(self, archive: pathlib.Path, members: list[str]) -> Iterator[Record | BadLine]:
-        with self.unpacked(archive, members) as (left, right):
+        with unpacked(archive, members, self.data_path) as (left, right):
             folder = left.parent
             for record in readers.read_moses(left, right, *self.builder_config.name.split("-")):
                 yield self.relative(record, folder)

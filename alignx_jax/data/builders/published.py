@@ -7,6 +7,8 @@ by themselves.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gzip
 import hashlib
 import json
 import pathlib
@@ -14,15 +16,16 @@ import posixpath
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from alignx_jax.data.fields import Bad, BadLine, Record, sentence, text
-from alignx_jax.data.text_files import lines
+from alignx_jax.data.text_files import LARGEST, lines
 from alignx_jax.exits import UserError
 
 CHECKSUMS = pathlib.Path(__file__).with_name("checksums.tsv")
@@ -115,23 +118,6 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"network, and put {name} into the folder downloads/manual of --data.cache"
             ) from None
 
-    @contextlib.contextmanager
-    def unpacked(self, archive: pathlib.Path, members: Sequence[str]) -> Iterator[list[pathlib.Path]]:
-        """Those members of a tar archive as files of a temporary folder, under their whole names."""
-        with tempfile.TemporaryDirectory(dir=self.data_path) as folder, _tar(archive) as tar:
-            missing, files = set(members), [pathlib.Path(folder, member) for member in members]
-            for info in tar:
-                name = posixpath.normpath(info.name)
-                if name in missing and info.isfile():
-                    file = pathlib.Path(folder, name)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    with open(file, "wb") as to:
-                        shutil.copyfileobj(tar.extractfile(info), to)
-                    missing.remove(name)
-            if missing:
-                raise UserError(f"{archive}: no {sorted(missing)[0]} in it; fetch the archive again")
-            yield files
-
     def relative(self, record: Record | BadLine, folder: pathlib.Path) -> Record | BadLine:
         """`record` with an origin that names the archive's member, not a temporary file in `folder`."""
         if isinstance(record, BadLine):
@@ -140,20 +126,90 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def names(archive: pathlib.Path) -> list[str]:
-    """The files in a tar archive."""
-    with _tar(archive) as tar:
-        return [posixpath.normpath(info.name) for info in tar if info.isfile()]
+    """The files in a tar archive.
+
+    Raises:
+      UserError: as `unpacked`.
+    """
+    with _tar(archive) as members:
+        return [name for name, _ in members]
 
 
 @contextlib.contextmanager
-def _tar(archive: pathlib.Path) -> Iterator[tarfile.TarFile]:
+def unpacked(archive: pathlib.Path, members: Sequence[str], parent: pathlib.Path) -> Iterator[list[pathlib.Path]]:
+    """Those members of a tar archive as files of a temporary folder in `parent`, under their whole names.
+
+    Raises:
+      UserError: the archive is damaged, has none of a name, inflates to more than `LARGEST`, or has a member, wanted or
+        not, that would leave the folder.
+    """
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        missing, files = set(members), [pathlib.Path(folder, member) for member in members]
+        with _tar(archive) as found:
+            for name, content in found:
+                if name in missing:
+                    file = pathlib.Path(folder, name)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    with open(file, "wb") as to:
+                        shutil.copyfileobj(content(), to)
+                    missing.remove(name)
+        if missing:
+            raise UserError(f"{archive}: no {sorted(missing)[0]} in it; fetch the archive again")
+        yield files
+
+
+class _Inflated(gzip.GzipFile):
+    """What a gzip file inflates to, and no more than `LARGEST` of it."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if self.tell() > LARGEST:
+            raise UserError(f"{self.name}: inflates to more than {LARGEST:,} bytes; is this the right file?")
+        return content
+
+
+@contextlib.contextmanager
+def _tar(archive: pathlib.Path) -> Iterator[Iterator[tuple[str, Callable[[], IO[bytes]]]]]:
+    """The files in a tar archive that gzip compressed, in their order: names, and what opens each before the next.
+
+    What was read of them is as it was packed once the context is left: gzip's checksum comes at the very end.
+    """
     try:
-        with tarfile.open(archive) as tar:
-            yield tar
-    except (tarfile.TarError, EOFError, OSError) as error:
+        # As a stream: never backwards, where a size below zero would lead.
+        with _Inflated(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            yield _files(archive, tar)
+            while stream.read(1 << 16):  # tarfile stops where the tar ends, or is damaged
+                pass
+    except UserError:
+        raise
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, IndexError, RecursionError) as error:
+        # The last three are what tarfile makes of headers that gzip did not damage.
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{archive}: a damaged archive ({error}); delete it, and fetch it again") from None
+
+
+def _files(archive: pathlib.Path, tar: tarfile.TarFile) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    for info in iter(tar.next, None):
+        tar.members.clear()  # kept for going back, and a million headers inflate from a megabyte
+        if _leaves(info):
+            link = f", a link to {info.linkname!r}," * (info.issym() or info.islnk())
+            raise UserError(
+                f"{archive}: its member {info.name!r}{link} would leave the folder that it is unpacked into; delete "
+                "the archive, and fetch it from who published it"
+            )
+        if info.isfile() and not info.issparse():  # holes take nothing of what an archive may inflate to
+            yield posixpath.normpath(info.name), functools.partial(tar.extractfile, info)
+
+
+def _leaves(info: tarfile.TarInfo) -> bool:
+    """Whether the name of a member, or the target of a link, is outside of the folder of its archive."""
+    paths = [info.name]
+    if info.issym():
+        paths.append(posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname)))
+    elif info.islnk():
+        paths.append(info.linkname)  # from the top of the archive
+    return any(posixpath.isabs(path) or ".." in path.split("/") for path in paths)
 
 
 class Multiway(Published, skip_registration=True):
@@ -171,7 +227,7 @@ class Multiway(Published, skip_registration=True):
 
     def aligned(self, archive: pathlib.Path, split: str, members: dict[str, str], ids: str | None = None):
         """A record for each line, from the members by language; `ids` is a member with an identifier a line."""
-        with self.unpacked(archive, [*members.values(), *filter(None, [ids])]) as files:
+        with unpacked(archive, [*members.values(), *filter(None, [ids])], self.data_path) as files:
             columns = [[(number, raw) for number, raw in lines(file)] for file in files]
         counts = {file: len(column) for file, column in zip([*members.values(), ids], columns, strict=False)}
         if len(set(counts.values())) > 1:
