@@ -35,7 +35,7 @@ from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
-from alignx_jax.training import durable, loop, progress, runs, stopping, wandb_log
+from alignx_jax.training import durable, locks, loop, progress, runs, stopping, wandb_log
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
@@ -192,7 +192,7 @@ def prepare(session: Session) -> None:
 def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     """Trains a stage and shows its validation losses before and after; its folder is held meanwhile."""
     session.stop.check()
-    with runs.hold(session.run / folder):
+    with locks.hold(session.run / folder):
         return _train(session, stage, folder, start)
 
 

@@ -7,15 +7,10 @@ itself. One of adapters (LoRA) has `base.json` besides, and needs the model that
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
-import socket
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +25,8 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface, lora, peft
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training import base, durable
-from alignx_jax.training.checkpoints import Checkpoints, to_stderr
+from alignx_jax.training import base, companions, durable
+from alignx_jax.training.checkpoints import Checkpoints
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
@@ -60,7 +55,6 @@ _FREE = (
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
 _BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
-_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
@@ -172,10 +166,10 @@ class Source:
             tokenizer's files lead out of the model's folder.
         """
         settings = huggingface.read_config(self.huggingface)
-        companions(self.huggingface)  # refused before anything is written
+        companions.find(self.huggingface)  # refused before anything is written
         folder, written = storage.path(str(folder)), self.dtype() if dtype == "original" else jnp.dtype(dtype)
         huggingface.export(decoder, settings, folder, written, shard_bytes)
-        hosts.first("companions", lambda: copy_companions(self.huggingface, folder))
+        hosts.first("companions", lambda: companions.copy(self.huggingface, folder))
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
         """The pair classifier of a stage that trained one."""
@@ -240,62 +234,6 @@ def _check_finished(folder: storage.Path) -> None:
         raise UserError(f"{folder}: this stage has no checkpoint, it has saved none yet or they are gone; run it first")
 
 
-@contextlib.contextmanager
-def hold(folder: storage.Path) -> Iterator[None]:
-    """Inside it no other run may use `folder`, a stage's. The lock is on a file beside it and ends with its process.
-
-    The lock is `flock`: of this machine, and across machines on NFS (Linux), Lustre (mounted with `flock`) and CephFS.
-    Process 0 holds it for all processes of a run. Object storage has no locks: there is a warning.
-
-    Raises:
-      UserError: another run uses it; says who.
-    """
-    if not hosts.is_first():
-        yield
-        return
-    if storage.is_remote(folder):
-        to_stderr(f"gs:// has no locks: see to it that no other run uses {folder}")
-        yield
-        return
-    file = folder.with_name(folder.name + ".lock")
-    made = [parent for parent in file.parents if not parent.exists()]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file, folder):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                file.unlink()
-                for parent in made:  # a run that was refused leaves nothing
-                    parent.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                who = file.read().strip() or "which has just started"
-                raise UserError(
-                    f"{folder} is in use by another run ({who}); wait for it, stop it, or give another --run"
-                ) from None
-        except OSError as error:
-            to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
-            break
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # the one who held it has deleted it in between
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
-        file.flush()
-        yield
-
-
 def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) -> bool:
     """Whether `folder` is a stage's folder of `config` already; a new or empty one is not.
 
@@ -344,18 +282,6 @@ def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) 
     return False
 
 
-def check_model(folder: storage.Path, source: Source) -> None:
-    """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
-
-    Raises:
-      UserError: names the file that has changed.
-    """
-    for file in companions(source.huggingface):
-        copy = folder / "huggingface" / file.name
-        if copy.is_file() and copy.read_bytes() != file.read_bytes():
-            raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
-
-
 def _reshapes(name: str, there: object, here: object) -> bool:
     return name in _SHAPES and not (name.endswith(".weight") and there and here)
 
@@ -386,7 +312,7 @@ def claim(
     """
     storage.remove(folder / "huggingface")  # of another model, perhaps
     storage.make(folder / "huggingface")
-    copy_companions(source.huggingface, folder / "huggingface")
+    companions.copy(source.huggingface, folder / "huggingface")
     durable.write(folder / "corpora.json", _corpora_text(corpora))
     if below:
         durable.write(folder / base.FILE, below)
@@ -409,28 +335,6 @@ def check_shared(folder: storage.Path) -> None:
             )
         time.sleep(0.5)
     hosts.gather("folder", None)
-
-
-def copy_companions(source: pathlib.Path, to: storage.Path) -> None:
-    """Copies the `companions` of a Hugging Face folder; files that are there stay."""
-    for file in companions(source):
-        if not (to / file.name).exists():
-            durable.write(to / file.name, file.read_bytes())
-
-
-def companions(source: pathlib.Path) -> list[pathlib.Path]:
-    """What a Hugging Face folder holds besides weights and code: the tokenizer above all.
-
-    Raises:
-      UserError: one of them is a link out of the folder, to a file that is perhaps not meant to be handed on. Links
-        into the blobs of a model in Hugging Face's cache are none.
-    """
-    inside = source.resolve(), source.resolve().parent.parent / "blobs"
-    files = [f for f in source.iterdir() if f.is_file() and not f.name.startswith(".") and not f.name.endswith(_LEFT)]
-    for file in files:
-        if not any(file.resolve().is_relative_to(folder) for folder in inside):
-            raise UserError(f"{file} is a link to {file.resolve()}, out of the model's folder; copy the file itself")
-    return files
 
 
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
