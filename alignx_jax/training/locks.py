@@ -61,8 +61,9 @@ def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
             break
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()  # the one who held it has deleted it in between
     with file:
         file.truncate(0)

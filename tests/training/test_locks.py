@@ -50,3 +50,17 @@ with locks.hold(pathlib.Path({str(folder)!r})):
         process.send_signal(signal.SIGKILL)
     with locks.hold(folder):
         pass
+
+
+def test_a_file_that_is_deleted_while_it_is_looked_at_is_no_lock(tmp_path, monkeypatch):
+    """By the one who held it, after it was opened here."""
+    fstat, file, deleted = os.fstat, tmp_path / "stage1.lock", []
+
+    def let_go(number: int) -> os.stat_result:
+        if not deleted:
+            deleted.append(file.unlink())
+        return fstat(number)
+
+    monkeypatch.setattr(os, "fstat", let_go)
+    with locks.hold(tmp_path / "stage1"):
+        assert deleted and str(os.getpid()) in file.read_text()
