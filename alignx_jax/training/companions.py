@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import fnmatch
 import pathlib
+import re
 
 from alignx_jax import storage
 from alignx_jax.exits import UserError
 from alignx_jax.training import durable
 
-_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.*.json",  # of a version of transformers, which tokenizer_config.json may name
+    "tokenizer.model",
+    "tokenizer.model.v[0-9]*",
+    "tekken.json",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What transformers and we look for in the folder of a decoder; patterns of fnmatch."""
+_SAID = re.compile(r"readme\.md|(licen[cs]e|notice|use_policy)([-_]\w+)?(\.(md|txt))?", re.IGNORECASE)
+"""What is said of a model, and has to go with it."""
 
 
 def copy(source: pathlib.Path, to: storage.Path) -> None:
@@ -19,14 +41,16 @@ def copy(source: pathlib.Path, to: storage.Path) -> None:
 
 
 def find(source: pathlib.Path) -> list[pathlib.Path]:
-    """What a Hugging Face folder holds besides weights and code: the tokenizer above all.
+    """What of a Hugging Face folder is handed on besides weights: configuration, tokenizer, licence and README.
+
+    Whatever else lies there is its owner's: keys, notes, code.
 
     Raises:
       UserError: one of them is a link out of the folder, to a file that is perhaps not meant to be handed on. Links
         into the blobs of a model in Hugging Face's cache are none.
     """
     inside = source.resolve(), source.resolve().parent.parent / "blobs"
-    files = [f for f in source.iterdir() if f.is_file() and not f.name.startswith(".") and not f.name.endswith(_LEFT)]
+    files = [f for f in source.iterdir() if f.is_file() and (_is_read(f.name) or _SAID.fullmatch(f.name))]
     for file in files:
         if not any(file.resolve().is_relative_to(folder) for folder in inside):
             raise UserError(f"{file} is a link to {file.resolve()}, out of the model's folder; copy the file itself")
@@ -39,7 +63,11 @@ def check(folder: storage.Path, source: pathlib.Path) -> None:
     Raises:
       UserError: names the file that has changed.
     """
-    for file in find(source):
+    for file in (file for file in find(source) if _is_read(file.name)):
         copy = folder / "huggingface" / file.name
         if copy.is_file() and copy.read_bytes() != file.read_bytes():
             raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
+
+
+def _is_read(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _READ)
