@@ -16,11 +16,15 @@ from alignx_jax.training.checkpoints import to_stderr
 
 
 @contextlib.contextmanager
-def hold(folder: storage.Path) -> Iterator[None]:
-    """Inside it no other run may use `folder`, a stage's. The lock is on a file beside it and ends with its process.
+def hold(folder: storage.Path, flag: str = "--run") -> Iterator[None]:
+    """Inside it no other run may use `folder`: a stage's, or one that is written. The lock is on a file beside it and
+    ends with its process.
 
     The lock is `flock`: of this machine, and across machines on NFS (Linux), Lustre (mounted with `flock`) and CephFS.
     Process 0 holds it for all processes of a run. Object storage has no locks: there is a warning.
+
+    Args:
+      flag: that gives another folder.
 
     Raises:
       UserError: another run uses it; says who.
@@ -35,7 +39,7 @@ def hold(folder: storage.Path) -> Iterator[None]:
     file = folder.with_name(folder.name + ".lock")
     made = [parent for parent in file.parents if not parent.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file, folder):
+    with _locked(file, folder, flag):
         try:
             yield
         finally:
@@ -46,7 +50,7 @@ def hold(folder: storage.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
+def _locked(path: pathlib.Path, folder: pathlib.Path, flag: str) -> Iterator[None]:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
@@ -56,7 +60,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
                 file.seek(0)
                 who = file.read().strip() or "which has just started"
                 raise UserError(
-                    f"{folder} is in use by another run ({who}); wait for it, stop it, or give another --run"
+                    f"{folder} is in use by another run ({who}); wait for it, stop it, or give another {flag}"
                 ) from None
         except OSError as error:
             to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")

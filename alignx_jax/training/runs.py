@@ -11,6 +11,8 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface, lora, peft
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training import base, companions, durable
+from alignx_jax.training import base, companions, durable, locks
 from alignx_jax.training.checkpoints import Checkpoints
 from alignx_jax.training.state import PairClassifier, Params
 
@@ -134,25 +136,36 @@ class Source:
             return base.model(self.run)
         return "sample" if self.huggingface == SAMPLE_MODEL else str(storage.absolute(self.run or self.huggingface))
 
-    def export_adapters(self, mesh: Mesh, folder: str | storage.Path, name: str) -> None:
+    def export_adapters(
+        self, mesh: Mesh, folder: str | storage.Path, name: str, others: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
         """Writes the adapters alone, as a folder that PEFT loads over the model that they were trained on.
 
         Args:
           folder: new, or empty.
           name: of that model.
+          others: files that belong beside them, by name.
 
         Raises:
-          UserError: there are none, the folder holds something already, or as `load`.
+          UserError: there are none, the folder holds something already or is in use, or as `load`.
+          StorageError: a file could not be written.
         """
         settings = self.adapters()
         if not settings:
             raise UserError(
                 f"--export.adapter: {self.name} has no adapters, as it was trained without --lora.rank; leave it out"
             )
-        peft.export(self.load_adapted(mesh), settings, storage.path(str(folder)), name)
+        folder = storage.path(str(folder))
+        with locks.hold(folder, "--export.to"):
+            peft.export(self.load_adapted(mesh), settings, folder, name, others)
 
     def export(
-        self, decoder: Decoder, folder: str | storage.Path, dtype: str = "original", shard_bytes: float = 5e9
+        self,
+        decoder: Decoder,
+        folder: str | storage.Path,
+        dtype: str = "original",
+        shard_bytes: float = 5e9,
+        others: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Writes `decoder`, which came from this model, as a Hugging Face folder: weights, configuration, tokenizer.
 
@@ -160,16 +173,18 @@ class Source:
           folder: new, or empty.
           dtype: of the written weights; original: what the model's config.json names.
           shard_bytes: largest safetensors file, in bytes.
+          others: files that belong beside them, by name; in the place of those of this model.
 
         Raises:
-          UserError: the folder holds something already, a weight is not finite or beyond the range of `dtype`, or the
-            tokenizer's files lead out of the model's folder.
+          UserError: the folder holds something already or is in use, a weight is not finite or beyond the range of
+            `dtype`, or the tokenizer's files lead out of the model's folder.
+          StorageError: a file could not be written.
         """
         settings = huggingface.read_config(self.huggingface)
-        companions.find(self.huggingface)  # refused before anything is written
+        own = {file.name: file.read_bytes() for file in companions.find(self.huggingface) if file.name != "config.json"}
         folder, written = storage.path(str(folder)), self.dtype() if dtype == "original" else jnp.dtype(dtype)
-        huggingface.export(decoder, settings, folder, written, shard_bytes)
-        hosts.first("companions", lambda: companions.copy(self.huggingface, folder))
+        with locks.hold(folder, "--export.to"):
+            huggingface.export(decoder, settings, folder, written, shard_bytes, {**own, **others})
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
         """The pair classifier of a stage that trained one."""
