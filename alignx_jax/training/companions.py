@@ -7,6 +7,7 @@ import pathlib
 import re
 
 from alignx_jax import storage
+from alignx_jax.data import cache
 from alignx_jax.exits import UserError
 from alignx_jax.training import durable
 
@@ -57,16 +58,59 @@ def find(source: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
+def keep(source: pathlib.Path, to: storage.Path) -> None:
+    """Copies what `find` finds into an empty folder of a stage, and beside it the checksums of what was copied."""
+    copy(source, to)
+    durable.write(to / cache.SUMS, "".join(f"{cache.digest(file)}  {file.name}\n" for file in find(source)))
+
+
+def check_copies(copies: pathlib.Path, where: storage.Path) -> None:
+    """Whether the copies that `keep` made are as they were made. Those of before it made checksums are not checked.
+
+    Args:
+      copies: of this machine.
+      where: they are kept.
+
+    Raises:
+      UserError: names the file that is changed, gone or new.
+    """
+    if not (copies / cache.SUMS).is_file():
+        return
+    try:
+        lines = [line.split("  ", 1) for line in (copies / cache.SUMS).read_text(encoding="utf-8").splitlines()]
+        known = {name: digest for digest, name in lines}
+    except ValueError as error:  # not text, or not lines of sums
+        raise UserError(
+            f"{where / cache.SUMS} is damaged ({error}); delete it, and copy the files beside it again from the folder "
+            "of the model that the stage was begun with"
+        ) from None
+    for name in sorted(known.keys() | {file.name for file in find(copies)}):
+        file = copies / name
+        if not file.is_file() or cache.digest(file) != known.get(name):
+            raise UserError(
+                f"{where / name} is not what was copied there when the stage was begun, by {cache.SUMS} beside it; "
+                "make it what it is in the folder of the model that the stage was begun with, or, if it is, delete "
+                f"{cache.SUMS}"
+            )
+
+
 def check(folder: storage.Path, source: pathlib.Path) -> None:
     """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
 
     Raises:
-      UserError: names the file that has changed.
+      UserError: names the file that has changed, of the model or of the copies.
     """
-    for file in (file for file in find(source) if _is_read(file.name)):
-        copy = folder / "huggingface" / file.name
-        if copy.is_file() and copy.read_bytes() != file.read_bytes():
-            raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
+    where = folder / "huggingface"
+    copies = storage.local_copy(where)
+    check_copies(copies, where)
+    for name in sorted({file.name for one in (source, copies) for file in find(one) if _is_read(file.name)}):
+        if not (copies / name).is_file():
+            raise UserError(f"{source / name} was not there when {folder} was begun; remove it, or give another --run")
+        if not (source / name).is_file() or cache.digest(source / name) != cache.digest(copies / name):
+            raise UserError(
+                f"{source / name} is not what {folder} was begun with ({where / name}); put it back, or give another "
+                "--run"
+            )
 
 
 def _is_read(name: str) -> bool:

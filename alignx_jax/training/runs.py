@@ -1,8 +1,8 @@
 """Folders of runs, and models to start from: Hugging Face folders and earlier stages alike.
 
 A stage's folder holds `config.json`, `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in
-`huggingface/` the model's configuration and tokenizer, so that it can be evaluated, exported or trained further by
-itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
+`huggingface/` the model's configuration and tokenizer, with checksums, so that it can be evaluated, exported or trained
+further by itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def find(path: str) -> Source:
     """The model at `path`: `sample`, a Hugging Face folder, or a stage's folder of a run.
 
     Raises:
-      UserError: no such folder, or neither of the two.
+      UserError: no such folder, neither of the two, or a stage that saved nothing or whose copies have changed.
     """
     if path == "sample":
         return Source("sample", SAMPLE_MODEL)
@@ -231,7 +231,9 @@ def find(path: str) -> Source:
         raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
     if (folder / "huggingface").is_dir():
         _check_finished(folder)
-        return Source(str(folder), storage.local_copy(folder / "huggingface"), folder)
+        copies = storage.local_copy(folder / "huggingface")
+        companions.check_copies(copies, folder / "huggingface")
+        return Source(str(folder), copies, folder)
     if (folder / "config.json").is_file():
         if storage.is_remote(folder):
             raise UserError(
@@ -327,7 +329,7 @@ def claim(
     """
     storage.remove(folder / "huggingface")  # of another model, perhaps
     storage.make(folder / "huggingface")
-    companions.copy(source.huggingface, folder / "huggingface")
+    companions.keep(source.huggingface, folder / "huggingface")
     durable.write(folder / "corpora.json", _corpora_text(corpora))
     if below:
         durable.write(folder / base.FILE, below)

@@ -27,6 +27,48 @@ KEPT = {"model.safetensors", "pytorch_model.bin", "modeling_own.py", "tf_model.h
 KEPT |= {"credentials.json", "notes.zip", ".env", "tokenizer.py", "license_keys.json"}
 
 
+def _flipped(folder: pathlib.Path) -> None:
+    content = bytearray((folder / "tokenizer.model").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "tokenizer.model").write_bytes(content)
+
+
+DAMAGE = {
+    "tokenizer.model": _flipped,
+    "config.json": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace("10000.0", "10001.0")
+    ),
+    "tokenizer_config.json": lambda folder: (folder / "tokenizer_config.json").unlink(),
+    "merges.txt": lambda folder: (folder / "merges.txt").write_text("a b"),
+    "SHA256SUMS": lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_copy_that_has_changed_is_refused_wherever_it_is_read(tmp_path, monkeypatch, name):
+    """And the model, which has not, is not blamed."""
+    folder, copies = tmp_path / "stage1", tmp_path / "stage1" / "huggingface"
+    runs.claim(folder, Config(), runs.find("sample"), {})
+    monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
+    before = runs.find(str(folder))
+    companions.check(folder, runs.SAMPLE_MODEL)
+    DAMAGE[name](copies)
+    for read in (lambda: runs.find(str(folder)), lambda: companions.check(folder, runs.SAMPLE_MODEL)):
+        with pytest.raises(UserError, match=rf"^{copies / name} is (not what was copied there|damaged).*; "):
+            read()
+    (copies / "SHA256SUMS").unlink()  # as a stage has it that was begun before there were checksums
+    assert runs.find(str(folder)) == before
+
+
+@pytest.mark.parametrize(("name", "says"), [("merges.txt", "was not there when"), ("tokenizer.model", "is not what")])
+def test_a_model_with_a_file_more_or_less_is_another(tmp_path, name, says):
+    model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
+    runs.claim(tmp_path / "stage1", Config(), runs.find(str(model)), {})
+    (model / name).unlink() if (model / name).exists() else (model / name).write_text("a b")
+    with pytest.raises(UserError, match=rf"^{model / name} {says} {tmp_path}/stage1 was begun"):
+        companions.check(tmp_path / "stage1", model)
+
+
 @pytest.fixture
 def model(tmp_path):
     folder = tmp_path / "models--a" / "snapshots" / "0123"
