@@ -35,7 +35,7 @@ from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
-from alignx_jax.training import durable, loop, progress, runs, stopping, wandb_log
+from alignx_jax.training import durable, locks, loop, progress, runs, stopping, wandb_log
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
@@ -192,7 +192,7 @@ def prepare(session: Session) -> None:
 def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     """Trains a stage and shows its validation losses before and after; its folder is held meanwhile."""
     session.stop.check()
-    with runs.hold(session.run / folder):
+    with locks.hold(session.run / folder):
         return _train(session, stage, folder, start)
 
 
@@ -342,16 +342,17 @@ def export(session: Session) -> None:
     folder = storage.path(options.to) if options.to else session.run / "export"
     session.console.rule("export", align="left")
     session.show_source(source)
+    others = {}
+    if source.run:
+        others["README.md"] = card.text(source, session.command, adapter=options.adapter).encode()
     if options.adapter:
-        source.export_adapters(session.mesh, folder, card.base_name(source))
+        source.export_adapters(session.mesh, folder, card.base_name(source), others)
         loads = f"peft.PeftModel.from_pretrained(base_model, {str(folder)!r})"
     else:
         half = options.dtype == "original" and source.dtype() == jnp.bfloat16  # rounded once in either case
         decoder = source.load(session.mesh, jnp.bfloat16 if half else jnp.float32)
-        source.export(decoder, folder, options.dtype, options.shard_gb * 1e9)
+        source.export(decoder, folder, options.dtype, options.shard_gb * 1e9, others)
         loads = f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-    if source.run:
-        hosts.first("card", lambda: card.write(source, folder, session.command, adapter=options.adapter))
     session.line("results", f"{folder}: {loads} loads it")
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -19,12 +20,13 @@ from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import tables
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
-from alignx_jax.training import durable, metrics, runs
+from alignx_jax.training import metrics, runs
 
 _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
 # Settings that the trained weights do not depend on, and places of this machine.
+_FACTS = ("languages", "examples", "held_out", "sources")  # of data.json
 _UNSAID = ("stage", "run", "model", "compare", "topology", "accept_changes", "data.cache")
 _UNSAID += ("evaluation.", "export.", "plan.", "hosts.")
 
@@ -41,13 +43,16 @@ class _Stage:
     """Validation losses of the checkpoint that the next stage, or the export, took."""
 
 
-def write(source: runs.Source, folder: str | storage.Path, command: str, *, adapter: bool = False) -> None:
-    """`README.md` in `folder`, over one of the base model.
+def text(source: runs.Source, command: str, *, adapter: bool = False) -> str:
+    """The README.md of an export.
 
     Args:
       source: a stage of a run; the stages that it goes back to are described too.
       command: that exported it.
-      adapter: whether the folder holds adapters alone, for PEFT.
+      adapter: whether the export is of adapters alone, for PEFT.
+
+    Raises:
+      UserError: what a run's folders hold is damaged.
     """
     *trained, base = _history(source)
     stages = [_stage(one, one.config()) for one in reversed(trained)]
@@ -76,7 +81,7 @@ def write(source: runs.Source, folder: str | storage.Path, command: str, *, adap
         date=datetime.date.today().isoformat(),
         versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
     )
-    durable.write(storage.path(str(folder)) / "README.md", card.content.rstrip() + "\n")
+    return card.content.rstrip() + "\n"
 
 
 def base_name(source: runs.Source) -> str:
@@ -118,10 +123,19 @@ def _stage(source: runs.Source, config: Config) -> _Stage:
     return _Stage(
         title=_TITLES[config.stage],
         settings=_changed(dataclasses.asdict(config), dataclasses.asdict(Config())),
-        data=json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None,
+        data=_read(file, _FACTS, "start the stage again, which writes it anew") if file.is_file() else None,
         steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
         best={key: value for key, value in best.items() if key != "kind"},
     )
+
+
+def _read(file: storage.Path, keys: Sequence[str], hint: str) -> dict[str, Any]:
+    """A JSON object that has these keys."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found | {key: found[key] for key in keys}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); {hint}") from None
 
 
 def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
@@ -141,7 +155,7 @@ def _measured(source: runs.Source) -> dict[str, Any] | None:
     file = source.run.parent / "evaluation.json"
     if not file.is_file():
         return None
-    results = json.loads(file.read_text(encoding="utf-8"))
+    results = _read(file, ("models", "baseline"), "evaluate again, or delete it")
     steps = [record["step"] for record in metrics.read(source.run, "train")]
     for model in results["models"]:
         history = model["training"]

@@ -16,7 +16,7 @@ from flax import nnx
 from alignx_jax.data import tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import runs
+from alignx_jax.training import companions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make(options: Options) -> int:
     }
     decoder = Decoder(families.decoder_config(settings, "random Llama"), rngs=nnx.Rngs(options.seed))
     huggingface.export(decoder, settings, options.to, jnp.float32, 5e9)
-    runs.copy_companions(options.tokenizer, options.to)
+    companions.copy(options.tokenizer, options.to)
     return sum(x.size for x in jax.tree.leaves(nnx.state(decoder, nnx.Param)))
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from alignx_jax import card
 from alignx_jax.config import Config, DataConfig, TrainingConfig
+from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 from tests.evaluation import results_example
 
@@ -20,11 +21,15 @@ LICENSED = "---\nlicense: other\nlicense_name: community\nlicense_link: LICENSE.
 def run(tmp_path, monkeypatch) -> pathlib.Path:
     """Two finished stages; the base model has a name, a README and its own folder."""
     monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
-    base = tmp_path / "models" / "base"
-    shutil.copytree(runs.SAMPLE_MODEL, base)
+    base = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "models" / "base"))
     (base / "README.md").write_text(LICENSED, encoding="utf-8")
     settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (base / "config.json").write_text(json.dumps(settings | {"_name_or_path": "house/Base-7b"}), encoding="utf-8")
+    return finished(tmp_path, base)
+
+
+def finished(tmp_path: pathlib.Path, base: pathlib.Path) -> pathlib.Path:
+    """Both stages, from `base` on."""
     data = DataConfig(parallel=(str(tmp_path / "data" / "opus"),), cutoff=99)
     config = Config(run=str(tmp_path / "run"), data=data, training=TrainingConfig(steps=2))
     previous = base
@@ -42,10 +47,8 @@ def run(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path / "run"
 
 
-def written(run: pathlib.Path, tmp_path: pathlib.Path) -> ModelCard:
-    (tmp_path / "export").mkdir()
-    card.write(runs.find(str(run / "stage2")), tmp_path / "export", "python run.py --stage=export")
-    return ModelCard.load(tmp_path / "export" / "README.md")
+def written(run: pathlib.Path) -> ModelCard:
+    return ModelCard(card.text(runs.find(str(run / "stage2")), "python run.py --stage=export"))
 
 
 def evaluation(run: pathlib.Path, steps: list[int]) -> dict:
@@ -57,7 +60,7 @@ def evaluation(run: pathlib.Path, steps: list[int]) -> dict:
 
 
 def test_metadata_stages_and_licence(run, tmp_path):
-    found = written(run, tmp_path)
+    found = written(run)
     assert found.data.to_dict() == {
         "language": ["de", "en"],
         "base_model": "house/Base-7b",
@@ -82,7 +85,7 @@ def test_metadata_stages_and_licence(run, tmp_path):
 
 def test_measured_before_and_after(run, tmp_path):
     results = evaluation(run, [1, 2])
-    text = written(run, tmp_path).text
+    text = written(run).text
     before, after = results["models"]
     value, low, high = after["intervals"]["retrieval_change"]["mean"]
     shares = [f"{100 * m['intervals']['retrieval']['mean'][0]:.1f}%" for m in (before, after)]
@@ -95,14 +98,21 @@ def test_measured_before_and_after(run, tmp_path):
 
 def test_an_evaluation_of_earlier_weights_is_not_told(run, tmp_path):
     evaluation(run, [1])
-    assert "not evaluated" in written(run, tmp_path).text
+    assert "not evaluated" in written(run).text
 
 
-def test_a_base_model_that_is_gone_and_says_nothing(run, tmp_path):
+def test_a_base_model_that_is_gone_and_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
+    run = finished(tmp_path, pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "models" / "base")))
     shutil.rmtree(tmp_path / "models")
-    for stage in ("stage1", "stage2"):
-        (run / stage / "huggingface" / "README.md").unlink()
-        shutil.copy(runs.SAMPLE_MODEL / "config.json", run / stage / "huggingface" / "config.json")
-    found = written(run, tmp_path)
+    found = written(run)
     assert found.data.base_model == "base" and found.data.license is None
     assert "without a README that names one" in found.text
+
+
+@pytest.mark.parametrize("name", ["stage1/data.json", "evaluation.json"])
+@pytest.mark.parametrize("content", [b'{"langu', b"[3]", b"{}", b"\xff"])
+def test_damaged_facts_are_one_sentence(run, tmp_path, name, content):
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{run / name} is damaged \(.*\); "):
+        written(run)

@@ -17,7 +17,7 @@ import run
 from alignx_jax import config_files as configs
 from alignx_jax import exits
 from alignx_jax.data import pipeline
-from alignx_jax.training import loop, runs
+from alignx_jax.training import locks, loop, runs
 from alignx_jax.training import step as steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -366,6 +366,46 @@ def test_bad_weights(program, sentence, model, tmp_path, spoil, says, stage):
     else:
         program(f"--model={model}", "--stage=export")
         assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
+class Killed(BaseException):
+    """Nothing is done after it."""
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("tokenizer.model", Killed),
+        ("tokenizer_config.json", OSError(errno.ENOSPC, "No space left on device")),
+        ("config.json", Killed),
+    ],
+)
+def test_an_export_that_ends_early_is_none_and_starts_again(program, monkeypatch, tmp_path, name, error):
+    write, folder = pathlib.Path.write_bytes, tmp_path / "run" / "export"
+
+    def fail(file: pathlib.Path, content: bytes) -> int:
+        if file.name == name:
+            raise error
+        return write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_bytes", fail)
+        with pytest.raises(Killed if error is Killed else SystemExit) as stopped:
+            program("--model=sample", "--stage=export")
+    assert error is Killed or stopped.value.code == exits.STORAGE
+    assert not folder.exists()
+    program("--model=sample", "--stage=export")
+    assert {file.name for file in folder.iterdir()} == {file.name for file in runs.SAMPLE_MODEL.iterdir()}
+    assert list((tmp_path / "run").iterdir()) == [folder]
+
+
+def test_two_exports_to_one_folder(sentence, tmp_path):
+    folder = tmp_path / "run" / "export"
+    with locks.hold(folder):
+        (tmp_path / "run" / ".export.partial").mkdir()  # of the other one
+        message = sentence("--model=sample", "--stage=export")
+        assert f"{folder} is in use by another run (process {os.getpid()} on " in message and "--export.to" in message
+        assert (tmp_path / "run" / ".export.partial").exists()
 
 
 def test_the_folder_of_another_configuration(sentence, tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alignx_jax import config_files, exits, storage
+from alignx_jax import config_files, exits, sharding, storage
 from alignx_jax.config import Config, DataConfig
 from alignx_jax.exits import UserError
+from alignx_jax.training import runs
 from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -170,6 +171,30 @@ def test_what_is_read_from_it_and_written_to_it(bucket, local, remote):
     assert sum("tfevents" in name for name in bucket.names("run/evaluation")) == 3
     (again,) = processes.finish(bucket.start(1, remote, "--stage=export", "--export.to=gs://bucket/hf/exported"))
     assert again[0] == exits.USER and "gs://bucket/hf/exported exists already" in again[2]
+
+
+@pytest.mark.slow
+def test_an_export_has_its_config_last_and_starts_again(bucket, monkeypatch):
+    import gcsfs
+
+    source, put, dead = runs.find("sample"), gcsfs.GCSFileSystem._put_file, [True]
+
+    async def fail(system, local, *args, **kwargs):
+        if dead and local.endswith("/config.json"):
+            raise OSError("the line is dead")
+        await put(system, local, *args, **kwargs)
+
+    decoder, card = source.load(sharding.make_mesh("1x1")), {"README.md": b"card"}
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_put_file", fail)
+    with pytest.raises(OSError, match="the line is dead"):
+        source.export(decoder, "gs://bucket/hf/again", others=card)
+    rest = {"README.md", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
+    assert bucket.names("hf/again") == rest
+    dead.clear()
+    source.export(decoder, "gs://bucket/hf/again", others=card)
+    assert bucket.names("hf/again") == rest | {"config.json"} and bucket.read("hf/again/README.md") == b"card"
+    with pytest.raises(UserError, match="gs://bucket/hf/again exists already"):
+        source.export(decoder, "gs://bucket/hf/again", others=card)
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import math
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -230,6 +231,7 @@ def export(
     folder: str | storage.Path,
     dtype: jnp.dtype,
     shard_bytes: float,
+    others: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Writes weights and config.json that transformers loads; the inverse of `load`. The host holds one file at a time.
 
@@ -240,9 +242,11 @@ def export(
       source_config: the parsed config.json that the decoder was made from; fields of auxiliary heads are left out.
       dtype: of the written weights.
       shard_bytes: largest file in bytes (a larger tensor gets a file of its own); one file if everything fits.
+      others: files that belong beside these, by name.
 
     Raises:
       UserError: the folder holds something already, or a weight is not finite or beyond the range of `dtype`.
+      StorageError: a file could not be written.
     """
     folder, dtype = storage.path(str(folder)), jnp.dtype(dtype)
     if decoder.config != decoder_config(source_config, "source_config"):
@@ -251,7 +255,7 @@ def export(
     shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     names = [_SINGLE] if len(shards) == 1 else names
-    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {*names, _INDEX}))
+    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {*names, _INDEX, *others}))
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
@@ -267,8 +271,11 @@ def export(
             every = [w for shard in shards for w, _ in shard.values()]
             size = sum(math.prod(w.tensor_shape(decoder.config)) for w in every) * dtype.itemsize
             files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-            _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))})
-        _write_json(partial / "config.json", _exported_config(source_config, decoder.config.family, dtype))
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+            write(partial / _INDEX, to_json(index))
+        for name, content in others.items():
+            write(partial / name, content)
+        write(partial / "config.json", to_json(_exported_config(source_config, decoder.config.family, dtype)))
         storage.end(partial, folder, last="config.json")
 
     hosts.first("end of an export", finish)
@@ -283,8 +290,28 @@ def save(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
     try:
         safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:  # such as a full disk
-        shutil.rmtree(file.parent, ignore_errors=True)
-        raise StorageError(f"{file}: {error}; make room, and start the same command again") from error
+        raise _given_up(file, error) from error
+
+
+def write(file: pathlib.Path, content: bytes) -> None:
+    """Writes another file beside them.
+
+    Raises:
+      StorageError: as `save`.
+    """
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise _given_up(file, error.strerror) from error
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _given_up(file: pathlib.Path, why: object) -> StorageError:
+    shutil.rmtree(file.parent, ignore_errors=True)
+    return StorageError(f"{file}: {why}; make room, and start the same command again")
 
 
 def _entries(config: DecoderConfig) -> Iterator[tuple[str, Weight, int | None]]:
@@ -333,7 +360,3 @@ def _exported_config(source: dict[str, Any], family: str, dtype: jnp.dtype) -> d
     kept = {k: v for k, v in source.items() if not any(fnmatch.fnmatchcase(k, p) for p in row.auxiliary_fields)}
     spelling = "torch_dtype" if "torch_dtype" in source else "dtype"  # transformers 4, 5
     return kept | {"architectures": [row.architecture], spelling: dtype.name}
-
-
-def _write_json(file: pathlib.Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,7 +16,13 @@ from alignx_jax.models.decoder import Decoder
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def export(decoder: Decoder, settings: LoraConfig, folder: storage.Path, base: str) -> None:
+def export(
+    decoder: Decoder,
+    settings: LoraConfig,
+    folder: storage.Path,
+    base: str,
+    others: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Writes the adapters of `decoder`, in their own type, and their configuration.
 
     The folder appears only when all of it is written. Every process has to call this, and the first one writes.
@@ -23,12 +30,14 @@ def export(decoder: Decoder, settings: LoraConfig, folder: storage.Path, base: s
     Args:
       settings: that the adapters were made with.
       base: the name of the model below them.
+      others: files that belong beside these, by name.
 
     Raises:
       UserError: the folder holds something already.
+      StorageError: a file could not be written.
     """
     partial, tensors, config = storage.beside(folder), {}, decoder.config
-    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {_WEIGHTS}))
+    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {_WEIGHTS, *others}))
     for weight in lora.targets(settings, config).values():
         adapter = decoder.layers.adapters[weight.path[-1]]
         inputs, outputs = map(math.prod, lora.shapes(weight, config))
@@ -40,7 +49,9 @@ def export(decoder: Decoder, settings: LoraConfig, folder: storage.Path, base: s
 
     def write() -> None:
         huggingface.save(tensors, partial / _WEIGHTS)
-        (partial / _CONFIG).write_text(json.dumps(_config(decoder, settings, base), indent=2) + "\n", encoding="utf-8")
+        for name, content in others.items():
+            huggingface.write(partial / name, content)
+        huggingface.write(partial / _CONFIG, huggingface.to_json(_config(decoder, settings, base)))
         storage.end(partial, folder, last=_CONFIG)
 
     hosts.first("end of an export", write)

@@ -38,8 +38,8 @@ def check(folder: storage.Path, decoder: Decoder) -> None:
     known = _read(folder)
     if lora.fingerprint(decoder) != known["fingerprint"]:
         raise UserError(
-            f"{known['model']}: its weights are not those that the adapters of {folder} were trained on; put them "
-            "back, or give another --run"
+            f"{known['model']}: its weights are not those that the adapters of {folder} were trained on, as "
+            f"{FILE} there has it; put them back, or give another --run"
         )
 
 

@@ -19,7 +19,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import base, compiling, durable, optimizer, profiling, runs, state, stopping
+from alignx_jax.training import base, companions, compiling, durable, optimizer, profiling, runs, state, stopping
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
@@ -232,7 +232,7 @@ def train(
     step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
     loaded, load = [], source.load_adapted if config.lora.rank else source.load
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
-        runs.check_model(folder, source)
+        companions.check(folder, source.huggingface)
         if config.lora.rank:  # whose checkpoints are without the model
             loaded = [load(mesh)]
             base.check(folder, loaded[0])

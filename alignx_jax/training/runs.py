@@ -1,21 +1,18 @@
 """Folders of runs, and models to start from: Hugging Face folders and earlier stages alike.
 
 A stage's folder holds `config.json`, `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in
-`huggingface/` the model's configuration and tokenizer, so that it can be evaluated, exported or trained further by
-itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
+`huggingface/` the model's configuration and tokenizer, with checksums, so that it can be evaluated, exported or trained
+further by itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +27,8 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface, lora, peft
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training import base, durable
-from alignx_jax.training.checkpoints import Checkpoints, to_stderr
+from alignx_jax.training import base, companions, durable, locks
+from alignx_jax.training.checkpoints import Checkpoints
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
@@ -60,7 +57,6 @@ _FREE = (
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
 _BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
-_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".index.json", ".py")
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
@@ -140,25 +136,36 @@ class Source:
             return base.model(self.run)
         return "sample" if self.huggingface == SAMPLE_MODEL else str(storage.absolute(self.run or self.huggingface))
 
-    def export_adapters(self, mesh: Mesh, folder: str | storage.Path, name: str) -> None:
+    def export_adapters(
+        self, mesh: Mesh, folder: str | storage.Path, name: str, others: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
         """Writes the adapters alone, as a folder that PEFT loads over the model that they were trained on.
 
         Args:
           folder: new, or empty.
           name: of that model.
+          others: files that belong beside them, by name.
 
         Raises:
-          UserError: there are none, the folder holds something already, or as `load`.
+          UserError: there are none, the folder holds something already or is in use, or as `load`.
+          StorageError: a file could not be written.
         """
         settings = self.adapters()
         if not settings:
             raise UserError(
                 f"--export.adapter: {self.name} has no adapters, as it was trained without --lora.rank; leave it out"
             )
-        peft.export(self.load_adapted(mesh), settings, storage.path(str(folder)), name)
+        folder = storage.path(str(folder))
+        with locks.hold(folder, "--export.to"):
+            peft.export(self.load_adapted(mesh), settings, folder, name, others)
 
     def export(
-        self, decoder: Decoder, folder: str | storage.Path, dtype: str = "original", shard_bytes: float = 5e9
+        self,
+        decoder: Decoder,
+        folder: str | storage.Path,
+        dtype: str = "original",
+        shard_bytes: float = 5e9,
+        others: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Writes `decoder`, which came from this model, as a Hugging Face folder: weights, configuration, tokenizer.
 
@@ -166,16 +173,18 @@ class Source:
           folder: new, or empty.
           dtype: of the written weights; original: what the model's config.json names.
           shard_bytes: largest safetensors file, in bytes.
+          others: files that belong beside them, by name; in the place of those of this model.
 
         Raises:
-          UserError: the folder holds something already, a weight is not finite or beyond the range of `dtype`, or the
-            tokenizer's files lead out of the model's folder.
+          UserError: the folder holds something already or is in use, a weight is not finite or beyond the range of
+            `dtype`, or the tokenizer's files lead out of the model's folder.
+          StorageError: a file could not be written.
         """
         settings = huggingface.read_config(self.huggingface)
-        companions(self.huggingface)  # refused before anything is written
+        own = {file.name: file.read_bytes() for file in companions.find(self.huggingface) if file.name != "config.json"}
         folder, written = storage.path(str(folder)), self.dtype() if dtype == "original" else jnp.dtype(dtype)
-        huggingface.export(decoder, settings, folder, written, shard_bytes)
-        hosts.first("companions", lambda: copy_companions(self.huggingface, folder))
+        with locks.hold(folder, "--export.to"):
+            huggingface.export(decoder, settings, folder, written, shard_bytes, {**own, **others})
 
     def load_classifier(self, mesh: Mesh) -> Classifier | None:
         """The pair classifier of a stage that trained one."""
@@ -213,7 +222,7 @@ def find(path: str) -> Source:
     """The model at `path`: `sample`, a Hugging Face folder, or a stage's folder of a run.
 
     Raises:
-      UserError: no such folder, or neither of the two.
+      UserError: no such folder, neither of the two, or a stage that saved nothing or whose copies have changed.
     """
     if path == "sample":
         return Source("sample", SAMPLE_MODEL)
@@ -222,7 +231,9 @@ def find(path: str) -> Source:
         raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
     if (folder / "huggingface").is_dir():
         _check_finished(folder)
-        return Source(str(folder), storage.local_copy(folder / "huggingface"), folder)
+        copies = storage.local_copy(folder / "huggingface")
+        companions.check_copies(copies, folder / "huggingface")
+        return Source(str(folder), copies, folder)
     if (folder / "config.json").is_file():
         if storage.is_remote(folder):
             raise UserError(
@@ -238,62 +249,6 @@ def find(path: str) -> Source:
 def _check_finished(folder: storage.Path) -> None:
     if Checkpoints(folder / "checkpoints").latest is None:
         raise UserError(f"{folder}: this stage has no checkpoint, it has saved none yet or they are gone; run it first")
-
-
-@contextlib.contextmanager
-def hold(folder: storage.Path) -> Iterator[None]:
-    """Inside it no other run may use `folder`, a stage's. The lock is on a file beside it and ends with its process.
-
-    The lock is `flock`: of this machine, and across machines on NFS (Linux), Lustre (mounted with `flock`) and CephFS.
-    Process 0 holds it for all processes of a run. Object storage has no locks: there is a warning.
-
-    Raises:
-      UserError: another run uses it; says who.
-    """
-    if not hosts.is_first():
-        yield
-        return
-    if storage.is_remote(folder):
-        to_stderr(f"gs:// has no locks: see to it that no other run uses {folder}")
-        yield
-        return
-    file = folder.with_name(folder.name + ".lock")
-    made = [parent for parent in file.parents if not parent.exists()]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file, folder):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                file.unlink()
-                for parent in made:  # a run that was refused leaves nothing
-                    parent.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                who = file.read().strip() or "which has just started"
-                raise UserError(
-                    f"{folder} is in use by another run ({who}); wait for it, stop it, or give another --run"
-                ) from None
-        except OSError as error:
-            to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
-            break
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # the one who held it has deleted it in between
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
-        file.flush()
-        yield
 
 
 def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) -> bool:
@@ -344,18 +299,6 @@ def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) 
     return False
 
 
-def check_model(folder: storage.Path, source: Source) -> None:
-    """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
-
-    Raises:
-      UserError: names the file that has changed.
-    """
-    for file in companions(source.huggingface):
-        copy = folder / "huggingface" / file.name
-        if copy.is_file() and copy.read_bytes() != file.read_bytes():
-            raise UserError(f"{file} is not what {folder} was begun with ({copy}); put it back, or give another --run")
-
-
 def _reshapes(name: str, there: object, here: object) -> bool:
     return name in _SHAPES and not (name.endswith(".weight") and there and here)
 
@@ -386,7 +329,7 @@ def claim(
     """
     storage.remove(folder / "huggingface")  # of another model, perhaps
     storage.make(folder / "huggingface")
-    copy_companions(source.huggingface, folder / "huggingface")
+    companions.keep(source.huggingface, folder / "huggingface")
     durable.write(folder / "corpora.json", _corpora_text(corpora))
     if below:
         durable.write(folder / base.FILE, below)
@@ -409,28 +352,6 @@ def check_shared(folder: storage.Path) -> None:
             )
         time.sleep(0.5)
     hosts.gather("folder", None)
-
-
-def copy_companions(source: pathlib.Path, to: storage.Path) -> None:
-    """Copies the `companions` of a Hugging Face folder; files that are there stay."""
-    for file in companions(source):
-        if not (to / file.name).exists():
-            durable.write(to / file.name, file.read_bytes())
-
-
-def companions(source: pathlib.Path) -> list[pathlib.Path]:
-    """What a Hugging Face folder holds besides weights and code: the tokenizer above all.
-
-    Raises:
-      UserError: one of them is a link out of the folder, to a file that is perhaps not meant to be handed on. Links
-        into the blobs of a model in Hugging Face's cache are none.
-    """
-    inside = source.resolve(), source.resolve().parent.parent / "blobs"
-    files = [f for f in source.iterdir() if f.is_file() and not f.name.startswith(".") and not f.name.endswith(_LEFT)]
-    for file in files:
-        if not any(file.resolve().is_relative_to(folder) for folder in inside):
-            raise UserError(f"{file} is a link to {file.resolve()}, out of the model's folder; copy the file itself")
-    return files
 
 
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:

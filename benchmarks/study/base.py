@@ -45,7 +45,7 @@ from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.sample import make
-from alignx_jax.training import loop, runs, state, stopping
+from alignx_jax.training import companions, loop, runs, state, stopping
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
 
@@ -267,7 +267,7 @@ def main(options: Options) -> None:
         if not (options.to / "model").exists():
             settings = huggingface.read_config(trained.huggingface)
             huggingface.export(trained.load(mesh), settings, options.to / "model", jnp.float32, 5e9)
-            runs.copy_companions(trained.huggingface, options.to / "model")
+            companions.copy(trained.huggingface, options.to / "model")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from alignx_jax.evaluation import harness, harness_model
 from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import runs
+from alignx_jax.training import companions, runs
 
 torch.set_num_threads(1)  # the model is tiny, and JAX's threads want the cores
 
@@ -44,7 +44,7 @@ def exported(tmp_path_factory):
     decoder = source.load(sharding.make_mesh("1x1"))
     settings = huggingface.read_config(source.huggingface)
     huggingface.export(decoder, settings, folder / "pieces", jnp.float32, 5e9)
-    runs.copy_companions(source.huggingface, folder / "pieces")
+    companions.copy(source.huggingface, folder / "pieces")
     shutil.copytree(folder / "pieces", folder / "fast")
     transformers.AutoTokenizer.from_pretrained(folder / "pieces").save_pretrained(folder / "fast")
     return folder

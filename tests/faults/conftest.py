@@ -17,7 +17,7 @@ from flax import nnx
 
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import runs
+from alignx_jax.training import companions, runs
 from tests.faults import program
 from tests.faults.program import ROOT, Ended, Running, Stage
 from tests.faults.tally import tally  # noqa: F401, a fixture
@@ -105,7 +105,7 @@ def _make(bench: Bench) -> None:
     settings |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
     decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
     huggingface.export(decoder, settings, bench.model, jnp.float32, 1e9)
-    runs.copy_companions(sample, bench.model)
+    companions.copy(sample, bench.model)
     said = [("de", "Der Hund schläft", "The dog sleeps"), ("fr", "Le chat mange", "The cat eats")]
     pairs = [
         {"src_lang": code, "tgt_lang": "en", "src": f"{theirs} {n}.", "tgt": f"{english} {n}."}

@@ -37,6 +37,14 @@ def other_number(file: pathlib.Path, rng: random.Random) -> None:
     file.write_bytes(content)
 
 
+def other_fingerprint(file: pathlib.Path, rng: random.Random) -> None:
+    """The last hex digit of `base.json` is another."""
+    content = bytearray(file.read_bytes())
+    place = content.rindex(b'"') - 1
+    content[place] = ord("0") if content[place] != ord("0") else ord("1")
+    file.write_bytes(content)
+
+
 def _spoil(folder: pathlib.Path, pattern: str, damage: Damage) -> dict[pathlib.Path, bytes]:
     """Damages all files of `pattern`; returns what they held."""
     rng = random.Random(f"{SEED} {pattern} {damage.__name__}")
@@ -102,6 +110,12 @@ def begun(bench, tmp_path_factory) -> pathlib.Path:
         ("stage1/config.json", other_number),
         ("stage1/corpora.json", truncate),
         ("stage1/corpora.json", remove),
+        ("stage1/data.json", truncate),
+        ("stage1/huggingface/config.json", other_number),
+        ("stage1/huggingface/tokenizer.model", flip),
+        ("stage1/huggingface/SHA256SUMS", truncate),
+        ("stage1/checkpoints/latest.json", other_number),
+        ("stage1/checkpoints/latest.json", truncate),
         ("stage1/metrics.jsonl", flip),
         ("stage1/metrics.jsonl", truncate),
     ],
@@ -123,6 +137,46 @@ def test_the_records_of_a_run(bench, tally, begun, tmp_path, pattern, damage):
             np.testing.assert_equal(Stage(run / "stage1").state(STEPS), bench.whole(1).state(STEPS))
         else:
             bench.assert_undisturbed(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "damage"),
+    [
+        (2, "huggingface/config.json", other_number),
+        ("evaluate", "huggingface/tokenizer.model", flip),
+        ("export", "huggingface/config.json", other_number),
+        ("export", "huggingface/tokenizer_config.json", remove),
+        ("export", "data.json", truncate),  # for the model card
+    ],
+    **_ID,
+)
+def test_what_other_stages_read_of_a_run(bench, tally, tmp_path, stage, name, damage):
+    trained = pathlib.Path(shutil.copytree(bench.whole(1).folder, tmp_path / "trained" / "stage1"))
+    (spoilt,) = _spoil(trained, name, damage)
+    with tally.verdict() as injected:
+        injected.append(f"record of a run, for another stage: {damage.__name__}")
+        bench.finish(tmp_path / "run", stage, model=trained).sentence(1, f"{spoilt} is ")
+        assert not (tmp_path / "run").exists(), "nothing is begun"
+
+
+@pytest.fixture(scope="module")
+def adapted(bench, tmp_path_factory) -> pathlib.Path:
+    """A run of adapters that was killed half-way."""
+    run = tmp_path_factory.mktemp("adapted") / "run"
+    with bench.start(run, 1, lora__rank=4) as running:
+        assert running.kill_while(lambda: running.step >= STEPS // 2)
+    return run
+
+
+@pytest.mark.parametrize("damage", [other_fingerprint, flip, truncate, remove], **_ID)
+def test_the_record_of_the_model_below_adapters(bench, tally, adapted, tmp_path, damage):
+    run = pathlib.Path(shutil.copytree(adapted, tmp_path / "run"))
+    _spoil(run, "stage1/base.json", damage)
+    there = _contents(run)
+    with tally.verdict() as injected:
+        injected.append(f"record of a run: {damage.__name__}")
+        bench.finish(run, 1, lora__rank=4).sentence(1, str(run / "stage1"), "base.json")
+        assert _contents(run) == there, "nothing is changed"
 
 
 @pytest.mark.parametrize(("name", "damage"), [("config.json", other_number), ("tokenizer.model", flip)], **_ID)

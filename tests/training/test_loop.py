@@ -14,7 +14,7 @@ from flax import nnx
 from alignx_jax import sharding
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import metrics, runs
+from alignx_jax.training import companions, metrics, runs
 from alignx_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory) -> pathlib.Path:
     settings |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
     decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
     huggingface.export(decoder, settings, folder, jnp.float32, 1e9)
-    runs.copy_companions(sample, folder)
+    companions.copy(sample, folder)
     return folder
 
 

@@ -175,7 +175,8 @@ def test_a_stage_goes_on_with_the_adapters_of_the_one_before(trainer, whole, tmp
 def test_exports_of_a_run_are_the_same_model(trainer, whole, tmp_path):
     source, mesh = runs.find(str(whole)), sharding.make_mesh("2x1")
     source.export(source.load(mesh), tmp_path / "merged")
-    source.export_adapters(mesh, tmp_path / "adapter", "model")
+    source.export_adapters(mesh, tmp_path / "adapter", "model", {"README.md": b"card"})
+    assert (tmp_path / "adapter" / "README.md").read_bytes() == b"card"
     tokens = llamas.random_tokens(2, 20)
     load = functools.partial(transformers.AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
     merged, plain = load(tmp_path / "merged"), load(trainer.config.model)

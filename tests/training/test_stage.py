@@ -23,7 +23,7 @@ from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import checkpoints, compiling, durable, loop, metrics, runs
+from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, runs
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def prepared(tmp_path_factory):
     model = folder / "model"
     decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
     huggingface.export(decoder, settings, model, np.float32, 1e9)
-    runs.copy_companions(sample, model)
+    companions.copy(sample, model)
     languages = [("de", "Der Hund schläft", "The dog sleeps"), ("fr", "Le chat mange", "The cat eats")]
     with (folder / "few.jsonl").open("w", encoding="utf-8") as file:
         for n, (code, theirs, english) in zip(range(120), itertools.cycle(languages), strict=False):

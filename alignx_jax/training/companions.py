@@ -1,0 +1,117 @@
+"""What a model's folder holds besides weights, the tokenizer above all: runs and exports have copies of it."""
+
+from __future__ import annotations
+
+import fnmatch
+import pathlib
+import re
+
+from alignx_jax import storage
+from alignx_jax.data import cache
+from alignx_jax.exits import UserError
+from alignx_jax.training import durable
+
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.*.json",  # of a version of transformers, which tokenizer_config.json may name
+    "tokenizer.model",
+    "tokenizer.model.v[0-9]*",
+    "tekken.json",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What transformers and we look for in the folder of a decoder; patterns of fnmatch."""
+_SAID = re.compile(r"readme\.md|(licen[cs]e|notice|use_policy)([-_]\w+)?(\.(md|txt))?", re.IGNORECASE)
+"""What is said of a model, and has to go with it."""
+
+
+def copy(source: pathlib.Path, to: storage.Path) -> None:
+    """Copies what `find` finds in a Hugging Face folder; files that are there stay."""
+    for file in find(source):
+        if not (to / file.name).exists():
+            durable.write(to / file.name, file.read_bytes())
+
+
+def find(source: pathlib.Path) -> list[pathlib.Path]:
+    """What of a Hugging Face folder is handed on besides weights: configuration, tokenizer, licence and README.
+
+    Whatever else lies there is its owner's: keys, notes, code.
+
+    Raises:
+      UserError: one of them is a link out of the folder, to a file that is perhaps not meant to be handed on. Links
+        into the blobs of a model in Hugging Face's cache are none.
+    """
+    inside = source.resolve(), source.resolve().parent.parent / "blobs"
+    files = [f for f in source.iterdir() if f.is_file() and (_is_read(f.name) or _SAID.fullmatch(f.name))]
+    for file in files:
+        if not any(file.resolve().is_relative_to(folder) for folder in inside):
+            raise UserError(f"{file} is a link to {file.resolve()}, out of the model's folder; copy the file itself")
+    return files
+
+
+def keep(source: pathlib.Path, to: storage.Path) -> None:
+    """Copies what `find` finds into an empty folder of a stage, and beside it the checksums of what was copied."""
+    copy(source, to)
+    durable.write(to / cache.SUMS, "".join(f"{cache.digest(file)}  {file.name}\n" for file in find(source)))
+
+
+def check_copies(copies: pathlib.Path, where: storage.Path) -> None:
+    """Whether the copies that `keep` made are as they were made. Those of before it made checksums are not checked.
+
+    Args:
+      copies: of this machine.
+      where: they are kept.
+
+    Raises:
+      UserError: names the file that is changed, gone or new.
+    """
+    if not (copies / cache.SUMS).is_file():
+        return
+    try:
+        lines = [line.split("  ", 1) for line in (copies / cache.SUMS).read_text(encoding="utf-8").splitlines()]
+        known = {name: digest for digest, name in lines}
+    except ValueError as error:  # not text, or not lines of sums
+        raise UserError(
+            f"{where / cache.SUMS} is damaged ({error}); delete it, and copy the files beside it again from the folder "
+            "of the model that the stage was begun with"
+        ) from None
+    for name in sorted(known.keys() | {file.name for file in find(copies)}):
+        file = copies / name
+        if not file.is_file() or cache.digest(file) != known.get(name):
+            raise UserError(
+                f"{where / name} is not what was copied there when the stage was begun, by {cache.SUMS} beside it; "
+                "make it what it is in the folder of the model that the stage was begun with, or, if it is, delete "
+                f"{cache.SUMS}"
+            )
+
+
+def check(folder: storage.Path, source: pathlib.Path) -> None:
+    """Whether the model's configuration and tokenizer are those that a stage was begun with: its folder has copies.
+
+    Raises:
+      UserError: names the file that has changed, of the model or of the copies.
+    """
+    where = folder / "huggingface"
+    copies = storage.local_copy(where)
+    check_copies(copies, where)
+    for name in sorted({file.name for one in (source, copies) for file in find(one) if _is_read(file.name)}):
+        if not (copies / name).is_file():
+            raise UserError(f"{source / name} was not there when {folder} was begun; remove it, or give another --run")
+        if not (source / name).is_file() or cache.digest(source / name) != cache.digest(copies / name):
+            raise UserError(
+                f"{source / name} is not what {folder} was begun with ({where / name}); put it back, or give another "
+                "--run"
+            )
+
+
+def _is_read(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _READ)
