@@ -25,8 +25,8 @@ from alignx_jax.training import metrics, runs
 _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
-# Settings that the trained weights do not depend on, and places of this machine.
 _FACTS = ("languages", "examples", "held_out", "sources")  # of data.json
+# Settings that the trained weights do not depend on, and places of this machine.
 _UNSAID = ("stage", "run", "model", "compare", "topology", "accept_changes", "data.cache")
 _UNSAID += ("evaluation.", "export.", "plan.", "hosts.")
 

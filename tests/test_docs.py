@@ -69,6 +69,18 @@ def test_links_lead_somewhere(page):
             assert section in slugs, f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_are_named_are_there(page):
+    """By their file, or their function; of a long name the beginning, and three dots."""
+    files = {f"/{file.relative_to(ROOT)}": file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py")}
+    functions = set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), flags=re.MULTILINE))
+    for folder, name, end in re.findall(r"([\w/]*)\b(test_\w+)(\.py|\.\.\.)?", page.read_text(encoding="utf-8")):
+        if end == ".py":
+            assert any(file.endswith(f"/{folder}{name}.py") for file in files), f"{folder}{name}.py"
+        else:
+            assert any(one.startswith(name) if end else one == name for one in functions), name
+
+
 def test_every_page_is_in_the_site():
     def pages(entries) -> Iterator[str]:
         for entry in entries:

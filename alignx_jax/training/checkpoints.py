@@ -85,7 +85,7 @@ class Checkpoints:
           parts: items of a state that will be restored; empty: all.
 
         Raises:
-          StorageError: there are checkpoints, and all are damaged.
+          StorageError: there were checkpoints, and all are damaged or gone.
         """
         return self._of_first(lambda: self._find(which, parts))
 
@@ -102,9 +102,9 @@ class Checkpoints:
                 damaged[step] = str(error)
                 del self._losses[step]
         listed = [f"{self._folder}/{k}: {why}" for k, why in damaged.items()]
-        if step is None and (newest is not None or (damaged and not self._writable)):
+        if step is None and (listed or self._ever_saved()):
             raise StorageError(
-                f"no checkpoint is left ({'; '.join(listed) or f'that of step {newest} was damaged'}); restore "
+                f"no checkpoint is left ({'; '.join(listed) or 'what was saved is damaged or gone'}); restore "
                 f"{self._folder} from a copy, or delete {self._folder.parent} to begin again"
             )
         for text in listed:
@@ -120,8 +120,13 @@ class Checkpoints:
         """To be damaged, since an earlier start."""
         return (self._folder / f"{step}" / _DAMAGED).is_file()
 
+    def _ever_saved(self) -> bool:
+        """Whether something tells of a checkpoint, readable or not."""
+        names = [f.name for f in self._folder.iterdir()] if self._folder.is_dir() else []
+        return _LATEST in names or any(name.isdecimal() and self._is_known(int(name)) for name in names)
+
     def _newest_ever(self) -> int | None:
-        """The newest step ever saved, whether it is there or not."""
+        """The newest step ever saved, whether it is there or not; None also where its record cannot be read."""
         try:
             return int(json.loads((self._folder / _LATEST).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

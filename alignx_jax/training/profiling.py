@@ -9,7 +9,8 @@ from typing import TypeVar
 import jax
 
 from alignx_jax import storage
-from alignx_jax.exits import UserError
+from alignx_jax.exits import StorageError, UserError
+from alignx_jax.training.checkpoints import reason
 
 Result = TypeVar("Result")
 
@@ -56,8 +57,18 @@ class Profiler:
         return result
 
     def close(self) -> None:
-        """Writes the trace of a run that ends amid the steps."""
+        """Writes the trace of a run that ends amid the steps.
+
+        Raises:
+          StorageError: it cannot be written.
+        """
         if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
+            self._tracing = False  # whatever comes of it: there is no second attempt
+            try:
+                jax.profiler.stop_trace()
+            except jax.errors.JaxRuntimeError as error:
+                raise StorageError(
+                    f"{self._written}: the trace could not be written ({reason(error)}); make room or give a "
+                    "folder that can be written, and start the same command again"
+                ) from error
             storage.publish(self._written, self._folder)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NoReturn
 
@@ -102,20 +102,16 @@ class Stage:
 
     def train(self, title: str, load: Callable[[], Decoder]) -> Result:
         """From wherever the folder stands to the end; `load` is called at the beginning, or if weights are frozen."""
+        raised: list[BaseException] = []
         try:
             with self.watch:
                 self.start(load)
                 self.run(title)
         except BaseException as error:
-            failure = _in_storage(error, self.folder)
-            try:
-                self.close()
-            except (OSError, StorageError) as second:
-                failure.add_note(str(_in_storage(second, self.folder)))
-            if failure is error:
-                raise
-            raise failure from error
-        self.close()
+            raised.append(error)
+        raised += self.close()
+        if raised:
+            raise _all_told(raised, self.folder)
         return self.result()
 
     def start(self, load: Callable[[], Decoder]) -> None:
@@ -266,15 +262,17 @@ class Stage:
         self.silent = silent
 
     def _diverge(self, step: int, what: str) -> NoReturn:
-        self.checkpoints.wait()
-        good, kept = self.checkpoints.latest, "process 0 names its examples"
-        if hosts.is_first():
-            kept = nonfinite.keep(self.folder, step, self.data.train)
-        raise Diverged(
+        """All processes come here, and leave together: one that ended would soon end the one that still writes."""
+        self.watch.doing(f"keeping the examples of step {step}")
+        raised = _errors_of(self.checkpoints.wait)
+        kept = hosts.share("kept", nonfinite.keep(self.folder, step, self.data.train) if hosts.is_first() else None)
+        good = self.checkpoints.latest
+        diverged = Diverged(
             f"step {step}: {what}; {kept}; last good checkpoint: "
             f"{'none' if good is None else f'{self.folder}/checkpoints/{good}'}; --on-nonfinite=skip leaves out such "
             "an update"
         )
+        raise _all_told([diverged, *raised], self.folder)
 
     def result(self) -> Result:
         validations = {r["step"]: r for r in metrics.read(self.folder, "validation")}
@@ -284,20 +282,34 @@ class Stage:
 
         return Result(self.folder, finite(0), finite(self.last), self.checkpoints.best, int(self.skipped))
 
-    def close(self) -> None:
-        """Ends what is being written; its errors are raised."""
-        self.profiler.close()
-        try:
-            self.checkpoints.wait()
-        finally:
-            if self.wandb:
-                self.wandb.close()
-            if self.log:
-                self.log.close()
+    def close(self) -> list[Exception]:
+        """Ends all that is being written; what went wrong with it, what matters most first."""
+        logs = [log.close for log in (self.log, self.wandb) if log]
+        return _errors_of(self.checkpoints.wait, *logs, self.profiler.close)
 
 
 def _not_finite(values: dict[str, float]) -> str:
     return ", ".join(k for k, v in values.items() if not math.isfinite(v))
+
+
+def _errors_of(*calls: Callable[[], None]) -> list[Exception]:
+    """Makes each call, whatever becomes of the others; what they raised."""
+    raised = []
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # also what the clients of object storage raise
+            raised.append(error)
+    return raised
+
+
+def _all_told(raised: Sequence[BaseException], folder: storage.Path) -> BaseException:
+    """The first error, with a note of each of the others; a full disk makes several say the same."""
+    first, *others = (_in_storage(error, folder) for error in raised)
+    for text in dict.fromkeys(str(other) or type(other).__name__ for other in others):
+        if text != str(first):
+            first.add_note(text)
+    return first
 
 
 def _in_storage(error: BaseException, folder: storage.Path) -> BaseException:
@@ -306,7 +318,9 @@ def _in_storage(error: BaseException, folder: storage.Path) -> BaseException:
     if not (remote or isinstance(error, OSError)):
         return error
     where = getattr(error, "filename", None) or folder
-    return StorageError(
+    told = StorageError(
         f"{where}: {remote or reason(error)}; what was saved is kept; make room, or see to it that it can be read and "
         "written, and start the same command again"
     )
+    told.__cause__ = error
+    return told

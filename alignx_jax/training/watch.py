@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from alignx_jax import storage
-
-STACKS = "stalls.txt"
+from alignx_jax import hosts, storage
+from alignx_jax.training.checkpoints import to_stderr
 
 
 class Watch:
@@ -19,12 +18,16 @@ class Watch:
 
     Args:
       seconds: how long one thing may take.
-      folder: where `stalls.txt` gets the Python stacks of all threads; of a remote one they are on stderr.
-      tell: shows a sentence.
+      folder: where `stalls.txt` gets the Python stacks of all threads; of a remote one they are on stderr. Of several
+        processes each but the first has a file of its own, `stalls.3.txt`: they often stall together.
+      tell: shows a sentence. All processes but the first, which show nothing, write it to stderr instead.
     """
 
     def __init__(self, seconds: float, folder: storage.Path, tell: Callable[[str], None]):
-        self._seconds, self._folder, self._tell = seconds, folder, tell
+        self._seconds, self._folder = seconds, folder
+        self._tell = tell if hosts.is_first() else to_stderr
+        self._stacks = folder / ("stalls.txt" if hosts.is_first() else f"stalls.{hosts.index()}.txt")
+        self._who = f"process {hosts.index()} of {hosts.count()}: " if hosts.count() > 1 else ""
         self._now = "starting", time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -53,11 +56,13 @@ class Watch:
 
     def _report(self, what: str, elapsed: float) -> None:
         remote = storage.is_remote(self._folder)  # cannot be appended to, and may be what hangs
-        where = "the stacks of all threads are " + ("on stderr" if remote else f"in {self._folder / STACKS}")
+        where = "the stacks of all threads are " + ("on stderr" if remote else f"in {self._stacks}")
         try:
-            with contextlib.nullcontext(sys.stderr) if remote else (self._folder / STACKS).open("a") as file:
-                print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}: {what} for {elapsed:.0f} s", file=file, flush=True)
+            with contextlib.nullcontext(sys.stderr) if remote else self._stacks.open("a") as file:
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                print(f"\n{now}: {self._who}{what} for {elapsed:.0f} s", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
-            where = f"{self._folder / STACKS}: {error.strerror}"
-        self._tell(f"stalled: {what} for {elapsed:.0f} s (--training.stall-seconds={self._seconds:g}); {where}")
+            where = f"{self._stacks}: {error.strerror}"
+        limit = f"--training.stall-seconds={self._seconds:g}"
+        self._tell(f"{self._who}stalled: {what} for {elapsed:.0f} s ({limit}); {where}")

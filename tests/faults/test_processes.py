@@ -1,13 +1,19 @@
-"""One of several processes dies: the others stop with 69 and a sentence; started again, the run goes on."""
+"""One of several processes dies: the others stop with 69 and a sentence; started again, the run goes on. All fail for
+the same reason: none ends another one's work."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import socket
+import time
 
+import numpy as np
 import pytest
 
+from alignx_jax import exits
 from tests.faults.conftest import SEED, STEPS
 from tests.faults.program import Running, Stage
 from tests.faults.test_meshes import assert_close
@@ -18,13 +24,13 @@ pytestmark = pytest.mark.slow
 
 
 @contextlib.contextmanager
-def _processes(bench, run, count: int):
+def _processes(bench, run, count: int, **flags):
     """`count` processes of one run on loopback, which share the four devices of the mesh."""
     with contextlib.ExitStack() as stack, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         free.close()
-        hosts = {"hosts.coordinator": address, "hosts.count": count, "mesh": "4x1"}
+        hosts = {"hosts.coordinator": address, "hosts.count": count, "mesh": "4x1", **flags}
         yield [stack.enter_context(bench.start(run, 1, **hosts, **{"hosts.index": n})) for n in range(count)]
 
 
@@ -48,3 +54,24 @@ def test_one_of_four_dies_and_two_go_on(bench, tally, tmp_path):
         assert [one.code for one in ended] == [0, 0], "\n".join(map(str, ended))
         assert ended[0].continued_from, ended[0]
         assert_close(stage, Stage(alone / "stage1"))
+
+
+def test_all_wait_until_the_examples_of_a_step_that_is_not_finite_are_kept(bench, tally, tmp_path):
+    """A file that nobody reads yet takes the place of a slow disk. What a rate of 1e38 leaves is not finite."""
+    stage = tmp_path / "run" / "stage1"
+    slow = {"optimizer.learning-rate": 1e38, "optimizer.warmup-steps": 0}
+    with tally.verdict() as injected, _processes(bench, tmp_path / "run", 2, **slow) as running:
+        assert running[0].until((stage / "config.json").exists)
+        for step in (1, 2, 3):
+            (stage / f"nonfinite-{step}").mkdir()
+            os.mkfifo(stage / f"nonfinite-{step}" / "examples.jsonl")
+        assert running[0].until(lambda: any(stage.glob("nonfinite-*/batch.npz")))
+        injected.append("not finite: 2 processes, a slow disk")
+        later = time.monotonic() + 10  # who ends by itself is given 5 s, and then ended
+        for one in running:
+            assert one.until(lambda: time.monotonic() > later), one.ended()
+        (kept,) = [batch.parent for batch in stage.glob("nonfinite-*/batch.npz")]
+        records = [json.loads(line) for line in (kept / "examples.jsonl").read_text().splitlines()]
+        for one in running:
+            one.wait(GRACE).sentence(exits.DIVERGED, records[0]["origin"], f"all of them and the batch are in {kept}")
+        assert len(np.load(kept / "batch.npz")["tokens"]) == 8

@@ -150,6 +150,14 @@ def _checksums_missing(folder):
     (folder / module.CHECKSUMS).unlink()
 
 
+def _checksums_damaged(folder):
+    (folder / module.CHECKSUMS).write_text("")
+
+
+def _set_aside(folder):
+    (folder / module.CHECKSUMS).rename(folder / "damaged.txt")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -193,6 +201,26 @@ def test_none_left_is_an_error_and_none_ever_saved_is_not(tmp_path):
     shutil.rmtree(tmp_path / "2")
     with pytest.raises(StorageError, match="/2: it is gone"):
         warned(tmp_path)
+
+
+@pytest.mark.parametrize("record", [None, "", "1x"], ids=["gone", "empty", "damaged"])
+@pytest.mark.parametrize("spoil", [_truncated, _checksums_damaged, _set_aside])
+def test_none_left_is_an_error_whatever_became_of_the_record(tmp_path, spoil, record):
+    saved(tmp_path, {1: None})
+    spoil(tmp_path / "1")
+    (tmp_path / "latest.json").unlink()
+    if record is not None:
+        (tmp_path / "latest.json").write_text(record)
+    for writable in (True, False):
+        with pytest.raises(StorageError, match="no checkpoint is left"):
+            warned(tmp_path, writable=writable)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_damaged_record_alone_tells_that_something_was_saved(tmp_path, writable):
+    (tmp_path / "latest.json").write_text("")
+    with pytest.raises(StorageError, match=r"no checkpoint is left \(what was saved is damaged or gone\)"):
+        warned(tmp_path, writable=writable)
 
 
 def test_an_error_of_a_save_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alignx_jax.exits import UserError
+from alignx_jax.exits import StorageError, UserError
 from alignx_jax.training import profiling
 
 
@@ -37,3 +37,14 @@ def test_the_trace_has_the_steps(tmp_path, last):
     (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert b"train" in trace.read_bytes() and b"PjitFunction" in trace.read_bytes()
     profiler.close()
+
+
+def test_a_trace_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    profiler = profiling.Profiler(range(1, 3), tmp_path / "file" / "profile")
+    profiler.run(1, lambda: jnp.ones(3))
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/file/profile: the trace .* \(.*not a directory\); make room"):
+        profiler.close()
+    profiler.close()  # is not attempted, and told, once more
+    (tmp_path / "file").unlink()
+    jax.profiler.stop_trace()  # of JAX, for the tests after this one

@@ -23,7 +23,7 @@ from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, runs
+from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, profiling, runs
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -232,6 +232,26 @@ def test_what_is_not_finite_stops_the_run_and_is_kept(train, tmp_path):
     assert [json.loads(line)["origin"] for line in lines] == ids and "source" in json.loads(lines[0])
 
 
+def test_a_full_disk_does_not_hide_what_is_not_finite(train, tmp_path, monkeypatch):
+    """Neither the save under way nor the examples can be written; the step and the examples are named all the same."""
+    Full(monkeypatch, 2)
+    monkeypatch.setattr(checkpoints.Checkpoints, "poll", lambda self: None)
+
+    def full(path, **arrays):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(exits.Diverged) as stopped:
+        train(tmp_path, data=train.spoilt(3, with_nan))
+    there, ids = tmp_path / "stage1", train.data.train.example_ids(2)
+    assert str(stopped.value).startswith(
+        f"step 3: gradient_norm, loss, next_token, tokens not finite; examples {', '.join(ids[:3])} and {len(ids) - 3} "
+        f"more could not be kept in {there}/nonfinite-3 (No space left on device); last good checkpoint: none; "
+    )
+    (note,) = stopped.value.__notes__
+    assert note.startswith(f"{there}/checkpoints/2: the checkpoint could not be written (No space left on device); ")
+
+
 def test_what_is_not_finite_is_left_out_if_asked_for(train, tmp_path):
     every = dict(data=train.spoilt(3, with_nan), save_every=1, keep=STEPS)
     with pytest.raises(exits.Diverged):
@@ -350,18 +370,36 @@ def test_a_save_that_fails_stops_the_run_before_the_next_one(train, tmp_path, mo
     assert saved(tmp_path / "stage1")[-1] == STEPS
 
 
-def test_closing_hides_neither_error(train, tmp_path, monkeypatch):
-    """A save fails in the background, and then something else before anyone has looked."""
-    Full(monkeypatch, 2)
-    monkeypatch.setattr(checkpoints.Checkpoints, "poll", lambda self: None)
+def fails(error: Exception):
+    """A method that raises `error` where object storage is called."""
+    gcsfs = {"__name__": "gcsfs.core", "error": error}
+    exec("def fail(*given): raise error", gcsfs)
+    return gcsfs["fail"]
 
-    def broken(batch):
+
+@pytest.mark.parametrize("broken", [True, False], ids=["after another error", "alone"])
+def test_closing_hides_no_error(train, tmp_path, monkeypatch, broken):
+    """A save under way, the metrics and the profiler's trace: each is closed, and each that fails is told."""
+    if broken:
+        Full(monkeypatch, 2)
+        monkeypatch.setattr(checkpoints.Checkpoints, "poll", lambda self: None)
+    monkeypatch.setattr(metrics.MetricsLog, "close", fails(ValueError("Forbidden")))
+    monkeypatch.setattr(profiling.Profiler, "close", fails(ConnectionError("no network")))
+
+    def breaks(batch):
         raise RuntimeError("the data source broke")
 
-    with pytest.raises(RuntimeError, match="the data source broke") as stopped:
-        train(tmp_path, data=train.spoilt(3, broken))
-    (note,) = stopped.value.__notes__
-    assert "checkpoints/2: the checkpoint could not be written (No space left on device)" in note
+    with pytest.raises(RuntimeError) as stopped:
+        train(tmp_path, data=train.spoilt(3, breaks) if broken else None)
+    told = [str(stopped.value), *stopped.value.__notes__]
+    if broken:
+        assert told.pop(0) == "the data source broke"
+        assert "checkpoints/2: the checkpoint could not be written (No space left on device)" in told.pop(0)
+    else:
+        assert isinstance(stopped.value, exits.StorageError) and saved(tmp_path / "stage1")[-1] == STEPS
+    forbidden, unconnected = told
+    assert forbidden.startswith(f"{tmp_path}/stage1: ValueError: Forbidden; what was saved is kept; ")
+    assert unconnected.startswith(f"{tmp_path}/stage1: ConnectionError: no network; what was saved is kept; ")
 
 
 def test_metrics_that_cannot_be_written_stop_the_run_with_a_sentence(train, tmp_path, monkeypatch):
@@ -372,11 +410,16 @@ def test_metrics_that_cannot_be_written_stop_the_run_with_a_sentence(train, tmp_
             raise OSError(28, "No space left on device")
         write(self, kind, step, values)
 
+    def still_full(self):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(metrics.MetricsLog, "write", full)
+    monkeypatch.setattr(metrics.MetricsLog, "close", still_full)
     with pytest.raises(
         exits.StorageError, match=rf"^{tmp_path}/stage1: No space left on device; what was saved is kept"
-    ):
+    ) as stopped:
         train(tmp_path)
+    assert not hasattr(stopped.value, "__notes__"), "it is told once"
     assert saved(tmp_path / "stage1") == [2]
 
 

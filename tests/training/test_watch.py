@@ -3,6 +3,7 @@
 import threading
 import time
 
+from alignx_jax import hosts
 from alignx_jax.training import watch
 
 
@@ -26,6 +27,19 @@ def test_a_stall_is_told_with_the_stacks(tmp_path):
     assert f"{tmp_path / 'stalls.txt'}" in told[0] and "--training.stall-seconds=0.2" in told[0]
     stacks = (tmp_path / "stalls.txt").read_text()
     assert "in a_hung_call" in stacks and stacks.count("waiting for the data of step 7") == len(told)
+
+
+def test_another_process_than_the_first_tells_it_on_stderr_and_keeps_its_own_stacks(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(hosts, "count", lambda: 4)
+    monkeypatch.setattr(hosts, "index", lambda: 3)
+    told = []
+    with watch.Watch(0.1, tmp_path, told.append) as one:
+        one.doing("waiting for the data of step 7")
+        time.sleep(0.3)
+    said = capfd.readouterr().err
+    assert not told and "warning: process 3 of 4: stalled: waiting for the data of step 7 for 0 s" in said
+    assert f"in {tmp_path / 'stalls.3.txt'}" in said and not (tmp_path / "stalls.txt").exists()
+    assert "process 3 of 4: waiting for the data of step 7" in (tmp_path / "stalls.3.txt").read_text()
 
 
 def test_a_folder_that_is_gone_hides_no_stall(tmp_path):
