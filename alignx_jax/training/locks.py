@@ -69,8 +69,9 @@ def _locked(path: pathlib.Path, folder: pathlib.Path, flag: str) -> Iterator[Non
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()  # the one who held it has deleted it in between
+    who = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
     with file:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # without room for it, what is done inside says so
+            os.write(file.fileno(), who.encode())
         yield
