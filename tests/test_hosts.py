@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -68,6 +69,79 @@ def test_disagreement_names_the_process_and_what_differs(monkeypatch):
     facts[2] = {"--seed": 1}
     with pytest.raises(UserError, match=r"^a file is None on process 2 of 3 and 'x' on process 0"):
         hosts.agree(facts[0])
+
+
+class Told(Exception):
+    """In place of the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "waits"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), None, True),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed"), None, True),
+        (exits.StorageError("step 4 could not be saved"), ValueError("UNAVAILABLE: a barrier of Orbax"), True),
+        (SystemExit(74), exits.StorageError("step 4 could not be saved"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"), None, False),
+        (ValueError("shapes (2,) and (3,)"), None, False),
+    ],
+)
+def test_only_errors_of_the_runtime_wait_for_news(monkeypatch, error, cause, waits):
+    class Link:
+        def fail(self, sentence, code, own="", *, runtime):
+            raise Told(runtime)
+
+    monkeypatch.setattr(hosts, "_link", Link())
+    error.__cause__ = cause
+    with pytest.raises(Told, match=str(waits)), hosts.together():
+        raise error
+
+
+CUT_OFF = """
+import contextlib, os, signal, socket, sys
+import numpy as np
+from jax.experimental import multihost_utils
+from alignx_jax import hosts, link
+from alignx_jax.config import HostsConfig
+
+link.SILENCE, link._PING = 10, 1
+
+@hosts.together()
+def main(port, index):
+    hosts.initialize(HostsConfig(f"127.0.0.1:{port}", 2, int(index)))
+    multihost_utils.process_allgather(np.ones(1))
+    if hosts.index():
+        ours = {end.fileno() for end in hosts._link._peers.values()}
+        for number in {int(name) for name in os.listdir("/proc/self/fd")} - ours:
+            with contextlib.suppress(OSError):
+                socket.socket(fileno=os.dup(number)).shutdown(socket.SHUT_RDWR)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    multihost_utils.process_allgather(np.ones(1))
+
+main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_collective_that_fails_before_the_silence_is_noticed_waits_for_the_sentence():
+    """The second process loses the connections of JAX and stands still; ours says nothing from then on."""
+    port, pipe = str(processes.free_port()), subprocess.PIPE
+    first, second = [
+        subprocess.Popen(
+            [sys.executable, "-c", CUT_OFF, port, str(index)],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        )
+        for index in range(2)
+    ]
+    try:
+        ((code, _, err),) = processes.finish([first], 120)
+    finally:
+        second.kill()
+    assert code == exits.PEER_LOST and err.splitlines()[-1].startswith("run.py: process 1 of 2 is gone;"), err
+    assert "Traceback" not in err
 
 
 class Program:

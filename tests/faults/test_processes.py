@@ -1,9 +1,10 @@
-"""One of several processes dies: the others stop with 69 and a sentence; started again, the run goes on."""
+"""One of several processes dies or hangs: the others stop with 69 and a sentence; started again, the run goes on."""
 
 from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 
 import pytest
@@ -48,3 +49,13 @@ def test_one_of_four_dies_and_two_go_on(bench, tally, tmp_path):
         assert [one.code for one in ended] == [0, 0], "\n".join(map(str, ended))
         assert ended[0].continued_from, ended[0]
         assert_close(stage, Stage(alone / "stage1"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_hangs(bench, tally, tmp_path, victim):
+    """As if its host or the network were gone: connections stay open, and nothing comes."""
+    with tally.verdict() as injected, _processes(bench, tmp_path / "run", 2) as running:
+        assert running[0].until(lambda: running[0].step >= 1)
+        running[victim].signal(signal.SIGSTOP)
+        injected.append(f"SIGSTOP: {'the first' if victim == 0 else 'one'} of 2 processes")
+        running[1 - victim].wait(GRACE).sentence(69, f"process {victim}")
