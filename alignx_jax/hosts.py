@@ -53,7 +53,7 @@ _link: link.Link | None = None
 def initialize(options: HostsConfig) -> None:
     """Joins the processes of a run, by flags or as JAX detects them. Call it before anything uses a device.
 
-    JAX knows TPU pods, GKE, SLURM and Open MPI by their environment; elsewhere nothing is started or asked.
+    JAX knows TPU pods, GKE, SLURM and Open MPI 4 by their environment; elsewhere nothing is started or asked.
 
     Raises:
       UserError: some flags without the others, or processes that cannot join.
