@@ -1,4 +1,7 @@
-"""Several processes: the real program as 2 and 4 of them on loopback. What they say to each other: test_link.py."""
+"""Several processes: the real program as 2 and 4 of them on loopback. What they say to each other: test_link.py.
+
+How they find each other without flags: test_clusters.py.
+"""
 
 import json
 import os
@@ -226,12 +229,39 @@ def test_two_processes_evaluate_as_one(program, printed):
 @pytest.mark.slow
 def test_what_two_processes_export_one_exports_bit_for_bit(program, printed):
     program.succeed(1, "exported", "--stage=export", f"--model={program.folder / 'by 2' / 'stage2'}")
-    one, two = (program.folder / run / "export" for run in ("exported", "by 2"))
-    assert sorted(f.name for f in two.iterdir()) == sorted(f.name for f in one.iterdir())
-    found, expected = (safetensors.numpy.load_file(f / "model.safetensors") for f in (two, one))
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[k], expected[k]) for k in found)
-    assert (two / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    assert_equal_exports(program.folder / "by 2" / "export", program.folder / "exported" / "export")
+
+
+def assert_equal_exports(found: pathlib.Path, expected: pathlib.Path) -> None:
+    assert sorted(f.name for f in found.iterdir()) == sorted(f.name for f in expected.iterdir())
+    here, there = (safetensors.numpy.load_file(f / "model.safetensors") for f in (found, expected))
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[k], there[k]) for k in here)
+    assert (found / "config.json").read_bytes() == (expected / "config.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_four_processes_evaluate_and_export_as_one(program, printed):
+    """2x2: each has a part of every matrix, and two have the same rows."""
+    flags = [f"--model={program.folder / 'by 2' / 'stage2'}", "--mesh=2x2"]
+    for count in (1, 4):
+        first, *others = program.succeed(count, f"measured by {count}", "--stage=evaluate", *flags)
+        assert "evaluate" in first and not any(others)
+    program.succeed(4, "measured by 4", "--stage=export", *flags)
+    one, four = (program.folder / f"measured by {n}" for n in (1, 4))
+    found, expected = (json.loads((f / "evaluation.json").read_text())["models"] for f in (four, one))
+    assert found == expected  # every value, bit for bit
+    assert_equal_exports(four / "export", program.folder / "by 2" / "export")
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_updates(program):
+    """The second update, whose learning rate is the first above 0, makes parameters whose gradients are not finite."""
+    program.succeed(2, "skipped", "--on-nonfinite=skip", "--optimizer.learning-rate=1e30")
+    records = program.records("skipped/stage1")
+    assert [r.get("skipped") for r in records if r["kind"] == "train"] == [0, 0, 1, 1]
+    _, before, after = (r for r in records if r["kind"] == "validation")
+    assert after | {"step": 2} == before
 
 
 @pytest.mark.slow
