@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -40,13 +41,19 @@ _SEVERAL = {
 }
 """One of these is set where JAX has to look for other processes; in a pod without them it would ask Kubernetes."""
 
+_FAILED = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+"""Begins what JAX's runtime says of a failed collective, by the status of a gRPC call; a ValueError, or one of its own.
+
+Not RESOURCE_EXHAUSTED, nor what says that a program is wrong: those are this process's matter.
+"""
+
 _link: link.Link | None = None
 
 
 def initialize(options: HostsConfig) -> None:
     """Joins the processes of a run, by flags or as JAX detects them. Call it before anything uses a device.
 
-    JAX knows TPU pods, GKE, SLURM and Open MPI by their environment; elsewhere nothing is started or asked.
+    JAX knows TPU pods, GKE, SLURM and Open MPI 4 by their environment; elsewhere nothing is started or asked.
 
     Raises:
       UserError: some flags without the others, or processes that cannot join.
@@ -159,18 +166,28 @@ def together() -> Iterator[None]:
         yield
     except SystemExit as stopped:
         if _link and stopped.code not in (None, exits.OK, exits.INTERRUPTED):
+            runtime = _of_the_runtime(stopped)
             if isinstance(stopped.code, str):
-                _link.fail(stopped.code.removeprefix("run.py: "), exits.USER, stopped.code)
-            _link.fail([*getattr(stopped, "__notes__", []), f"stopped with exit code {stopped.code}"][0], stopped.code)
+                _link.fail(stopped.code.removeprefix("run.py: "), exits.USER, stopped.code, runtime=runtime)
+            said = [*getattr(stopped, "__notes__", []), f"stopped with exit code {stopped.code}"][0]
+            _link.fail(said, stopped.code, runtime=runtime)
         if _link:
             _link.close()
         raise
     except BaseException as error:
         if _link:
-            _link.fail(f"{type(error).__name__}: {error}"[:500], exits.USER, traceback.format_exc())
+            said = f"{type(error).__name__}: {error}"[:500]
+            _link.fail(said, exits.USER, traceback.format_exc(), runtime=_of_the_runtime(error))
         raise
     if _link:
         _link.close()
+
+
+def _of_the_runtime(error: BaseException | None) -> bool:
+    """Whether `error` comes of one that a collective may have failed with."""
+    while error and not _FAILED.match(str(error)):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _soften_abort() -> None:

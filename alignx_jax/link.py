@@ -62,9 +62,12 @@ class Link:
             self._calls += 1
             return self._calls == self._last
 
-    def fail(self, sentence: str, code: int, own: str = "") -> NoReturn:
-        """Tells the others, says `own` here, and leaves; JAX's own end would wait for all of them."""
-        time.sleep(_NEWS)
+    def fail(self, sentence: str, code: int, own: str = "", *, runtime: bool = False) -> NoReturn:
+        """Tells the others, says `own` here, and leaves; JAX's own end would wait for all of them.
+
+        An error of the `runtime` may be another process's death: it waits until that would be known.
+        """
+        time.sleep(_NEWS + SILENCE * runtime)
         self._ending = True
         self._tell({"stop": sentence, "code": code, "who": self._index})
         self._wait_for_others()

@@ -1,4 +1,7 @@
-"""Several processes: the real program as 2 and 4 of them on loopback. What they say to each other: test_link.py."""
+"""Several processes: the real program as 2 and 4 of them on loopback. What they say to each other: test_link.py.
+
+How they find each other without flags: test_clusters.py.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -68,6 +72,79 @@ def test_disagreement_names_the_process_and_what_differs(monkeypatch):
     facts[2] = {"--seed": 1}
     with pytest.raises(UserError, match=r"^a file is None on process 2 of 3 and 'x' on process 0"):
         hosts.agree(facts[0])
+
+
+class Told(Exception):
+    """In place of the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "waits"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), None, True),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed"), None, True),
+        (exits.StorageError("step 4 could not be saved"), ValueError("UNAVAILABLE: a barrier of Orbax"), True),
+        (SystemExit(74), exits.StorageError("step 4 could not be saved"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"), None, False),
+        (ValueError("shapes (2,) and (3,)"), None, False),
+    ],
+)
+def test_only_errors_of_the_runtime_wait_for_news(monkeypatch, error, cause, waits):
+    class Link:
+        def fail(self, sentence, code, own="", *, runtime):
+            raise Told(runtime)
+
+    monkeypatch.setattr(hosts, "_link", Link())
+    error.__cause__ = cause
+    with pytest.raises(Told, match=str(waits)), hosts.together():
+        raise error
+
+
+CUT_OFF = """
+import contextlib, os, signal, socket, sys
+import numpy as np
+from jax.experimental import multihost_utils
+from alignx_jax import hosts, link
+from alignx_jax.config import HostsConfig
+
+link.SILENCE, link._PING = 10, 1
+
+@hosts.together()
+def main(port, index):
+    hosts.initialize(HostsConfig(f"127.0.0.1:{port}", 2, int(index)))
+    multihost_utils.process_allgather(np.ones(1))
+    if hosts.index():
+        ours = {end.fileno() for end in hosts._link._peers.values()}
+        for number in {int(name) for name in os.listdir("/proc/self/fd")} - ours:
+            with contextlib.suppress(OSError):
+                socket.socket(fileno=os.dup(number)).shutdown(socket.SHUT_RDWR)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    multihost_utils.process_allgather(np.ones(1))
+
+main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_collective_that_fails_before_the_silence_is_noticed_waits_for_the_sentence():
+    """The second process loses the connections of JAX and stands still; ours says nothing from then on."""
+    port, pipe = str(processes.free_port()), subprocess.PIPE
+    first, second = [
+        subprocess.Popen(
+            [sys.executable, "-c", CUT_OFF, port, str(index)],
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        )
+        for index in range(2)
+    ]
+    try:
+        ((code, _, err),) = processes.finish([first], 120)
+    finally:
+        second.kill()
+    assert code == exits.PEER_LOST and err.splitlines()[-1].startswith("run.py: process 1 of 2 is gone;"), err
+    assert "Traceback" not in err
 
 
 class Program:
@@ -152,12 +229,39 @@ def test_two_processes_evaluate_as_one(program, printed):
 @pytest.mark.slow
 def test_what_two_processes_export_one_exports_bit_for_bit(program, printed):
     program.succeed(1, "exported", "--stage=export", f"--model={program.folder / 'by 2' / 'stage2'}")
-    one, two = (program.folder / run / "export" for run in ("exported", "by 2"))
-    assert sorted(f.name for f in two.iterdir()) == sorted(f.name for f in one.iterdir())
-    found, expected = (safetensors.numpy.load_file(f / "model.safetensors") for f in (two, one))
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[k], expected[k]) for k in found)
-    assert (two / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    assert_equal_exports(program.folder / "by 2" / "export", program.folder / "exported" / "export")
+
+
+def assert_equal_exports(found: pathlib.Path, expected: pathlib.Path) -> None:
+    assert sorted(f.name for f in found.iterdir()) == sorted(f.name for f in expected.iterdir())
+    here, there = (safetensors.numpy.load_file(f / "model.safetensors") for f in (found, expected))
+    assert here.keys() == there.keys()
+    assert all(np.array_equal(here[k], there[k]) for k in here)
+    assert (found / "config.json").read_bytes() == (expected / "config.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_four_processes_evaluate_and_export_as_one(program, printed):
+    """2x2: each has a part of every matrix, and two have the same rows."""
+    flags = [f"--model={program.folder / 'by 2' / 'stage2'}", "--mesh=2x2"]
+    for count in (1, 4):
+        first, *others = program.succeed(count, f"measured by {count}", "--stage=evaluate", *flags)
+        assert "evaluate" in first and not any(others)
+    program.succeed(4, "measured by 4", "--stage=export", *flags)
+    one, four = (program.folder / f"measured by {n}" for n in (1, 4))
+    found, expected = (json.loads((f / "evaluation.json").read_text())["models"] for f in (four, one))
+    assert found == expected  # every value, bit for bit
+    assert_equal_exports(four / "export", program.folder / "by 2" / "export")
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same_updates(program):
+    """The second update, whose learning rate is the first above 0, makes parameters whose gradients are not finite."""
+    program.succeed(2, "skipped", "--on-nonfinite=skip", "--optimizer.learning-rate=1e30")
+    records = program.records("skipped/stage1")
+    assert [r.get("skipped") for r in records if r["kind"] == "train"] == [0, 0, 1, 1]
+    _, before, after = (r for r in records if r["kind"] == "validation")
+    assert after | {"step": 2} == before
 
 
 @pytest.mark.slow

@@ -82,6 +82,13 @@ def test_who_is_gone_is_named(monkeypatch, how):
     assert ("run.py: process 1 of 2 is gone; what was saved is kept; give the same command again", 69) in said
 
 
+def test_an_error_of_the_runtime_waits_until_a_death_would_be_known(monkeypatch):
+    monkeypatch.setattr(link, "SILENCE", 2)
+    every = Processes(2, monkeypatch)  # whose sockets wait for 1 s
+    every.each(lambda one, n: one.fail("own", 1, runtime=True) if n == 0 else None)
+    assert {every.left.get(timeout=5)[1] for _ in range(2)} == {exits.PEER_LOST}
+
+
 def test_processes_that_come_apart_stop(monkeypatch):
     every = Processes(2, monkeypatch)
     every.each(lambda one, n: one.gather(f"place {n}", None))

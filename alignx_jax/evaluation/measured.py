@@ -106,8 +106,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             seed=config.seed,
             progress=told("translation"),
         )
-        if hosts.is_first():  # which writes the results: the other processes need none of COMET and its like
-            translated = translation_scores.score(outputs, material.translated, options.pivot, options.translation)
+        translated = _scores(outputs, material.translated, config)
     tasks = None
     if options.tasks:
         tasks = harness.evaluate_tasks(
@@ -137,6 +136,20 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "training": _history(source),
     }
     return Measured(source.name, record, hits_KxN, text, endings, choices, translated)
+
+
+def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
+    """Of the first process, which writes the results: the others need none of COMET and its like.
+
+    They wait here: it may take minutes, which a collective that they came to first might not.
+    """
+    options, found = config.evaluation, []
+
+    def score() -> None:
+        found.append(translation_scores.score(outputs, sentences, options.pivot, options.translation))
+
+    hosts.first("scores", score)
+    return found[0] if found else None
 
 
 def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):

@@ -17,6 +17,7 @@ import pytest
 from tests.faults.program import Hang
 
 _PROPERTY = "fault"
+_HERE = "tests/faults/"
 OUTCOMES = ("recovered", "lost", "hangs")
 
 
@@ -47,19 +48,26 @@ def tally(record_property) -> Tally:
 
 
 def show(reporter) -> None:
-    """The table, if faults were injected."""
+    """The table, if faults were injected; below it the tests of faults that were skipped, for they injected none."""
     counts: dict[str, Counter] = {}
     reports = [r for r in (*reporter.stats.get("passed", ()), *reporter.stats.get("failed", ())) if r.when == "call"]
     for report in reports:
         for name, value in report.user_properties:
             if name == _PROPERTY:
                 counts.setdefault(value[0], Counter())[value[1]] += 1
-    if not counts:
-        return
+    skipped = Counter(r.longrepr[2] for r in reporter.stats.get("skipped", ()) if r.nodeid.startswith(_HERE))
+    if counts or skipped:
+        reporter.section("faults")
+    if counts:
+        _table(reporter, counts)
+    for reason, tests in sorted(skipped.items()):
+        reporter.write_line(f"{tests} {'test' if tests == 1 else 'tests'} not run: {reason.removeprefix('Skipped: ')}")
+
+
+def _table(reporter, counts: dict[str, Counter]) -> None:
     rows = [{"fault": k, "injected": c.total(), **{o: c[o] for o in OUTCOMES}} for k, c in sorted(counts.items())]
     rows.append({"fault": "all", **{k: sum(row[k] for row in rows) for k in ("injected", *OUTCOMES)}})
     width = max(len(row["fault"]) for row in rows)
-    reporter.section("faults")
     reporter.write_line("".join([" " * width, *(f"{name:>11}" for name in ("injected", *OUTCOMES))]))
     for row in rows:
         reporter.write_line(f"{row['fault']:<{width}}" + "".join(f"{row[k]:>11}" for k in ("injected", *OUTCOMES)))

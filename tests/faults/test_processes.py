@@ -1,5 +1,5 @@
-"""One of several processes dies: the others stop with 69 and a sentence; started again, the run goes on. All fail for
-the same reason: none ends another one's work."""
+"""One of several processes dies or hangs: the others stop with 69 and a sentence; started again, the run goes on. All fail
+for the same reason: none ends another one's work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import time
 
@@ -75,3 +76,13 @@ def test_all_wait_until_the_examples_of_a_step_that_is_not_finite_are_kept(bench
         for one in running:
             one.wait(GRACE).sentence(exits.DIVERGED, records[0]["origin"], f"all of them and the batch are in {kept}")
         assert len(np.load(kept / "batch.npz")["tokens"]) == 8
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_hangs(bench, tally, tmp_path, victim):
+    """As if its host or the network were gone: connections stay open, and nothing comes."""
+    with tally.verdict() as injected, _processes(bench, tmp_path / "run", 2) as running:
+        assert running[0].until(lambda: running[0].step >= 1)
+        running[victim].signal(signal.SIGSTOP)
+        injected.append(f"SIGSTOP: {'the first' if victim == 0 else 'one'} of 2 processes")
+        running[1 - victim].wait(GRACE).sentence(69, f"process {victim}")
