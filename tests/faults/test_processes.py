@@ -1,5 +1,5 @@
-"""One of several processes dies or hangs: the others stop with 69 and a sentence; started again, the run goes on. All fail
-for the same reason: none ends another one's work."""
+"""One of several processes dies or hangs: the others stop with 69 and a sentence, and started again, the run goes on.
+All fail for the same reason: none ends another one's work."""
 
 from __future__ import annotations
 
