@@ -10,7 +10,7 @@ import errno
 OK = 0
 """Done."""
 USER = 1
-"""Something to mend: a setting, a file, a folder in use. Nothing is lost. With a traceback, a defect of this program."""
+"""Something to mend: a setting, a file, a folder in use. Nothing is lost. With a traceback: a defect of ours."""
 PEER_LOST = 69
 """Another process of the run has died; the same command on all hosts goes on."""
 DIVERGED = 70
