@@ -1,0 +1,127 @@
+"""What the stages of run.py share: the settings, the mesh, the screen, and how models and data are found and shown."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from alignx_jax import hosts, storage, xla_flags
+from alignx_jax.config import Config
+from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.models import lora
+from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.training import runs, stopping
+
+STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
+"""A run's folders, and what tables call their models."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Of one start of the program."""
+
+    config: Config
+    mesh: Mesh
+    console: Console
+    stop: stopping.Stop
+    arguments: list[str]
+    """Of the command line."""
+
+    @property
+    def run(self) -> storage.Path:
+        return storage.path(self.config.run)
+
+    @property
+    def command(self) -> str:
+        return f"python run.py {shlex.join(self.arguments)}"
+
+    def source(self, path: str) -> runs.Source:
+        """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
+        found = runs.find(path)
+        hosts.agree({f"the model {path}": found.fingerprint()})
+        name = storage.absolute(storage.path(path)).name
+        return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
+
+    def line(self, what: str, text: str) -> None:
+        self.console.print(f"[bold]{what:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def show_source(self, source: runs.Source) -> None:
+        decoder = source.decoder_config()
+        count = sum(x.size for x in jax.tree.leaves(runs.abstract_decoder(decoder)[1]))
+        self.line(
+            "model",
+            f"{source.name}: {decoder.family}, {count / 1e6:,.1f} M parameters, {decoder.num_layers} layers of "
+            f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
+        )
+        if adapters := source.adapters():
+            self.line("", f"adapters of rank {adapters.rank}, merged into {source.base_model()}")
+
+    def show_adapters(self, decoder: DecoderConfig) -> None:
+        """What is trained with `--lora.rank`; a line only there."""
+        if self.config.lora.rank:
+            count = lora.count(self.config.lora, decoder)
+            names = ", ".join(lora.targets(self.config.lora, decoder))
+            self.line("adapters", f"of rank {self.config.lora.rank}, {count / 1e6:,.1f} M parameters: {names}")
+
+    def show_flags(self) -> None:
+        """The compiler's flags, ours and the user's; a line only where there are any."""
+        if flags := xla_flags.shown(self.mesh.devices.flat[0].platform):
+            self.line("flags", flags)
+
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress bars on a terminal: what is under way, how much of it is done, how much it is in all."""
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+            tasks = {}
+
+            def advance(name: str, done: int, total: int) -> None:
+                if name not in tasks:
+                    tasks[name] = bars.add_task(escape(name), total=total)
+                bars.update(tasks[name], completed=done, visible=done < total)
+
+            yield advance
+
+    def tokenizer(self, source: runs.Source) -> tokenizer.Tokenizer:
+        found = tokenizer.load(source.huggingface)
+        tokenizer.check(found, source.decoder_config().vocab_size)
+        return found
+
+    def data(self, stage: str, source: runs.Source, when_read: Callable[[], None] = lambda: None) -> pipeline.Data:
+        """Builds a stage's data, or finds it built, and shows what it is; `when_read` as of `pipeline.build`."""
+        with self.bars() as advance:
+            data = pipeline.build(
+                self.config,
+                stage,
+                self.tokenizer(source),
+                lambda name, *done: advance(f"encoding {name}", *done),
+                when_read,
+            )
+        hosts.agree(
+            {f"the content of {corpus.source}": corpus.fingerprint for corpus in data.corpora}
+            | {"the packed data": [data.train.fingerprint, data.validation.fingerprint]}
+        )
+        train, training = data.train, self.config.training
+        self.line(
+            "data",
+            f"{', '.join(dict.fromkeys(c.source for c in data.corpora))}: {len(data.languages)} languages "
+            f"({' '.join(data.languages)}), {train.num_examples:,} examples, "
+            f"{data.validation.num_examples:,} more for validation",
+        )
+        if data.dropped:
+            self.line("", "left out: " + ", ".join(f"{n:,} {reason}" for reason, n in data.dropped.items()))
+        for one in (part for examples in data.sources for part in (examples.corpus, examples)):
+            if one.skipped:
+                self.line("", f"left out: {one.skipped:,} bad lines, listed in {one.folder / 'skipped.txt'}")
+        self.line(
+            "steps",
+            f"{train.steps:,} of {training.rows} rows x {self.config.data.row_length} tokens, {train.fill:.0%} full",
+        )
+        return data
