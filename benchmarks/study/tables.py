@@ -316,23 +316,24 @@ def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def write(ablation: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-    """The tables between the marks of docs/evidence.md, and its pictures."""
+def write(ablation: Mapping[str, Any], choices: Mapping[str, Any] | None) -> None:
+    """The tables between the marks of docs/evidence.md, and its pictures; of choices where they have been measured."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in (tables(ablation) | of_choices(choices)).items():
+    for name, table in (tables(ablation) | (of_choices(choices) if choices else {})).items():
         begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
         if begin not in page or end not in page:
             sys.exit(f"{PAGE}: no marks for the table {name!r}")
         page = page[: page.index(begin) + len(begin)] + table + page[page.index(end) :]
     PAGE.write_text(page, encoding="utf-8")
     align_then_diverge(ablation).savefig(IMAGES / "align_then_diverge.png", dpi=110)
-    aligned_layers(choices).savefig(IMAGES / "aligned_layers.png", dpi=110)
+    if choices:
+        aligned_layers(choices).savefig(IMAGES / "aligned_layers.png", dpi=110)
 
 
 def main(options: Options) -> None:
     if options.runs:
         RESULTS[options.to].write_text(json.dumps(collect(options), indent=1) + "\n", encoding="utf-8")
-    write(*(json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.values()))
+    write(*(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else None for f in RESULTS.values()))
 
 
 if __name__ == "__main__":
