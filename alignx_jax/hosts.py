@@ -124,11 +124,11 @@ def share(what: str, value: Value) -> Value:
     return gather(what, value)[0]
 
 
-def first(what: str, function: Callable[[], Any]) -> None:
-    """Calls `function` on the first process; the others wait until it has returned."""
-    if is_first():
-        function()
+def first(what: str, function: Callable[[], Value]) -> Value | None:
+    """What `function` returns on the first process; the others, which get None, wait until it has returned."""
+    found = function() if is_first() else None
     gather(what, None)
+    return found
 
 
 def agree(facts: dict[str, Any]) -> None:

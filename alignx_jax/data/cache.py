@@ -9,7 +9,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from alignx_jax import exits
 from alignx_jax.exits import StorageError, UserError
@@ -67,8 +67,7 @@ def _make(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     partial.mkdir()
     try:
         write(partial)
-        sums = "".join(f"{digest(path)}  {path.relative_to(partial)}\n" for path in _files(partial))
-        (partial / SUMS).write_text(sums, encoding="utf-8")
+        (partial / SUMS).write_text(sums(partial, _files(partial)), encoding="utf-8")
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
         raise
@@ -85,12 +84,28 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _damage(folder: pathlib.Path) -> str | None:
     """What is wrong with the folder's files; None if nothing is."""
     try:
-        sums = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+        known = read_sums(folder)
         there = {str(path.relative_to(folder)) for path in _files(folder)} - {SUMS}
-        changed = [name for sum, name in sums if digest(folder / name) != sum] + sorted(there - {n for _, n in sums})
+        changed = [name for name, sum in known.items() if digest(folder / name) != sum] + sorted(there - known.keys())
     except (FileNotFoundError, ValueError) as error:  # ValueError: not text, or not lines of sums
         return f"a file is missing or damaged ({error})"
     return f"{changed[0]} is not as it was written" if changed else None
+
+
+def sums(folder: pathlib.Path, files: Iterable[pathlib.Path]) -> str:
+    """The content of `SUMS` for files in `folder`."""
+    return "".join(f"{digest(path)}  {path.relative_to(folder)}\n" for path in files)
+
+
+def read_sums(folder: pathlib.Path) -> dict[str, str]:
+    """The digests in a folder's `SUMS` by the names of its files.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not text, or not lines of sums.
+    """
+    lines = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+    return {name: value for value, name in lines}
 
 
 def digest(file: pathlib.Path) -> str:

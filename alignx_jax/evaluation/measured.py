@@ -143,13 +143,10 @@ def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> transla
 
     They wait here: it may take minutes, which a collective that they came to first might not.
     """
-    options, found = config.evaluation, []
-
-    def score() -> None:
-        found.append(translation_scores.score(outputs, sentences, options.pivot, options.translation))
-
-    hosts.first("scores", score)
-    return found[0] if found else None
+    options = config.evaluation
+    return hosts.first(
+        "scores", lambda: translation_scores.score(outputs, sentences, options.pivot, options.translation)
+    )
 
 
 def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):

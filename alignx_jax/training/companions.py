@@ -61,7 +61,7 @@ def find(source: pathlib.Path) -> list[pathlib.Path]:
 def keep(source: pathlib.Path, to: storage.Path) -> None:
     """Copies what `find` finds into an empty folder of a stage, and beside it the checksums of what was copied."""
     copy(source, to)
-    durable.write(to / cache.SUMS, "".join(f"{cache.digest(file)}  {file.name}\n" for file in find(source)))
+    durable.write(to / cache.SUMS, cache.sums(source, find(source)))
 
 
 def check_copies(copies: pathlib.Path, where: storage.Path) -> None:
@@ -77,9 +77,8 @@ def check_copies(copies: pathlib.Path, where: storage.Path) -> None:
     if not (copies / cache.SUMS).is_file():
         return
     try:
-        lines = [line.split("  ", 1) for line in (copies / cache.SUMS).read_text(encoding="utf-8").splitlines()]
-        known = {name: digest for digest, name in lines}
-    except ValueError as error:  # not text, or not lines of sums
+        known = cache.read_sums(copies)
+    except ValueError as error:
         raise UserError(
             f"{where / cache.SUMS} is damaged ({error}); delete it, and copy the files beside it again from the folder "
             "of the model that the stage was begun with"

@@ -294,7 +294,7 @@ def align_then_diverge(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-LAYERS = {"layer-2": 2, "alignx": 4, "layer-6": 6}
+LAYERS = {"layer-2": "#1f77b4", "alignx": COLOURS["alignx"], "layer-6": "#2ca02c"}
 
 
 def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
@@ -303,10 +303,9 @@ def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     axes, curve = figure.subplots(1, 2, sharey=True), "meaning by layer, FLORES-200"
     for axis, stage, title in zip(axes, ("stage1", "stage2"), ("after stage 1", "after stage 2"), strict=True):
         axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
-        for (arm, layer), colour in zip(LAYERS.items(), ("#1f77b4", COLOURS["alignx"], "#2ca02c"), strict=True):
-            if arm not in results["arms"]:
-                continue
-            values = np.mean([run[stage][curve] for run in results["arms"][arm].values()], axis=0)
+        for arm in [arm for arm in LAYERS if arm in results["arms"]]:
+            runs, colour = list(results["arms"][arm].values()), LAYERS[arm]
+            layer, values = runs[0][stage]["aligned layer"], np.mean([run[stage][curve] for run in runs], axis=0)
             axis.plot(values, color=colour, linewidth=1.8, label=f"aligned at layer {layer}")
             axis.plot(layer, values[layer], "o", color=colour)
         axis.set(title=title, xlabel="layers run")
