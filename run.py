@@ -30,7 +30,7 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES, Session
-from alignx_jax.training import durable, locks, loop, progress, runs, stopping, wandb_log
+from alignx_jax.training import checkpoints, durable, locks, loop, progress, runs, stopping, wandb_log
 
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
 _CHOOSING_PAIRS = 500  # held-out pairs that `--objective.contrastive.layer=auto` is chosen by
@@ -373,4 +373,5 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
 
 
 if __name__ == "__main__":
+    checkpoints.hide_late_writes()
     main(sys.argv[1:])

@@ -39,6 +39,21 @@ class Damaged(Exception):
     """A checkpoint that cannot be trusted; says why."""
 
 
+def hide_late_writes() -> None:
+    """For a program, once: a save that failed prints nothing but its error.
+
+    Orbax leaves a failed save at its first error and closes the event loop that the other arrays' writes still answer
+    to. TensorStore then prints a traceback for each of them, through `sys.unraisablehook`, with no object named.
+    """
+    print_it = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            print_it(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def to_stderr(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,6 +24,7 @@ from alignx_jax.training import checkpoints as module
 from alignx_jax.training import durable, optimizer, state
 from alignx_jax.training.checkpoints import Checkpoints
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = decoder_config(
     {
         "model_type": "llama",
@@ -272,3 +275,38 @@ def test_what_the_system_says_is_found_in_what_tensorstore_says():
     assert module.reason(ValueError(text)) == "No space left on device"
     assert module.reason(OSError(30, "Read-only file system", "x")) == "Read-only file system"
     assert module.reason(ValueError("two\nlines")) == "two lines"
+
+
+# A write that ends when the event loop which waits for it is closed, as after the error of another write.
+LATE = """
+import asyncio, sys, tensorstore
+from alignx_jax.training import checkpoints
+
+async def begin():
+    promise, written = tensorstore.Promise.new()
+    async def wait():
+        await written
+    begun.append(asyncio.ensure_future(wait()))
+    await asyncio.sleep(0)
+    return promise
+
+begun, loop = [], asyncio.new_event_loop()
+promise = loop.run_until_complete(begin())
+loop.close()
+if sys.argv[1:] == ["hidden"]:
+    checkpoints.hide_late_writes()
+promise.set_result(None)
+class Other:
+    def __del__(self):
+        raise ValueError("another error")
+Other()
+"""
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_late_writes_of_a_failed_save_print_no_traceback_and_other_errors_do(hidden):
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE, *["hidden"] * hidden], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert ("Event loop is closed" in ended.stderr) is not hidden, ended.stderr
+    assert "another error" in ended.stderr
