@@ -153,9 +153,10 @@ def with_layer(session: Session, config: Config, folder: storage.Path, source: r
         layer = choice.layer
         curve = " ".join(f"{n}: {100 * share:.1f}" for n, share in enumerate(choice.retrieval))
         session.line(
-            "layer", f"{layer} is aligned: inside the model, the two sentences of {choice.pairs:,} held-out pairs find"
+            "layer", f"{layer} is aligned: inside the model, the two sentences of {choice.pairs:,} held-out pairs"
         )
-        session.line("", f"each other most often there before training (accuracy@1 by layer, %: {curve})")
+        session.line("", "find each other, among those of their languages, most often there before training")
+        session.line("", f"(accuracy@1 by layer, %: {curve})")
     objective = dataclasses.replace(config.objective, contrastive=dataclasses.replace(contrastive, layer=layer))
     return dataclasses.replace(config, objective=objective)
 

@@ -105,16 +105,21 @@ class Split:
                 found.append(part.examples.corpus.records([entry["record"]])[0])
         return found
 
-    def pairs(self, limit: int) -> list[tuple[str, str]]:
-        """Source and target of at most `limit` of its records, each once, spread evenly over them."""
+    def pairs(self, limit: int) -> dict[tuple[str, str], list[tuple[str, str]]]:
+        """At most `limit` of its records, each once, spread evenly over them: by two languages, the texts in these."""
         records = [
             (part.examples.corpus, record)
             for part in self._parts
             for record in np.unique(part.examples.index["record"][part.chosen])
         ]
         count = min(limit, len(records))
-        found = (corpus.records([n])[0] for corpus, n in (records[i * len(records) // count] for i in range(count)))
-        return [(record["source"], record["target"]) for record in found]
+        found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        for corpus, n in (records[i * len(records) // count] for i in range(count)):
+            (record,) = corpus.records([n])
+            sides = sorted((record[f"{side}_language"], record[side]) for side in ("source", "target"))
+            languages, texts = zip(*sides, strict=True)
+            found.setdefault(languages, []).append(texts)
+        return found
 
     def row(self, row: int) -> Batch:
         """Row `row` of all, without a leading axis; empty beyond the last."""

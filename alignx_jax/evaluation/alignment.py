@@ -61,7 +61,7 @@ class LayerChoice:
 
     layer: int
     retrieval: list[float]
-    """[L+1] accuracy@1 among the pairs, mean of both directions."""
+    """[L+1] accuracy@1 among the pairs of the same languages, mean of both directions."""
     pairs: int
 
 
@@ -205,29 +205,47 @@ def in_prompt_vectors(
 
 
 def choose_layer(
-    decoder: Decoder, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], mesh: Mesh, **options
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    pairs: Mapping[tuple[str, str], Sequence[tuple[str, str]]],
+    mesh: Mesh,
+    **options,
 ) -> LayerChoice:
     """The layer inside the model (neither embeddings nor the last) where the two sentences of a pair find each other.
 
-    That is where retrieval among all pairs is most accurate, both directions; of equals the one nearest the middle.
-    Pairs that share a sentence with an earlier one are left out. `options` are those of `encode`.
+    That is where retrieval among the pairs of the same two languages is most accurate, both directions, of all pairs
+    together; of equals the one nearest the middle. `options` are those of `encode`.
+
+    Args:
+      pairs: by two languages, texts in these. Those that share a text with an earlier one of theirs are left out.
 
     Raises:
-      UserError: the model has fewer than two layers, or there are fewer than two pairs.
+      UserError: the model has fewer than two layers, or no two languages have two pairs.
     """
     depth = decoder.config.num_layers
-    seen: set[str] = set()
-    distinct = [pair for pair in pairs if seen.isdisjoint(pair) and not seen.update(pair)]
-    if depth < 2 or len(distinct) < 2:
+    distinct = [of for of in map(_distinct, pairs.values()) if len(of) > 1]  # one alone is always found
+    if depth < 2 or not distinct:
+        most = max(map(len, pairs.values()), default=0)
         raise UserError(
-            f"--objective.contrastive.layer=auto: there are {depth} layers and {len(distinct)} held-out pairs to "
-            "choose by, and both have to be 2 or more; raise --data.validation or give a number"
+            f"--objective.contrastive.layer=auto: there are {depth} layers and at most {most} held-out pairs of two "
+            "languages to choose by, and both have to be 2 or more; raise --data.validation or give a number"
         )
-    vectors_LxMxD = text_vectors(decoder, tokenizer, [text for pair in distinct for text in pair], mesh, **options)
-    hits = [metrics.retrieval_hits(np.stack([x[::2], x[1::2]])) for x in vectors_LxMxD]
-    curve = [float((h[0, 1].mean() + h[1, 0].mean()) / 2) for h in sharding.to_host(hits)]
+    texts = [text for of in distinct for pair in of for text in pair]
+    vectors_LxMxD = text_vectors(decoder, tokenizer, texts, mesh, **options)
+    ends = np.cumsum([2 * len(of) for of in distinct])
+    found = [
+        [metrics.retrieval_hits(np.stack([x[::2], x[1::2]])) for x in np.split(layer_MxD, ends[:-1])]
+        for layer_MxD in vectors_LxMxD
+    ]
+    hits = [[h[n, 1 - n] for h in of for n in (0, 1)] for of in sharding.to_host(found)]
+    curve = [float(np.concatenate(of).mean()) for of in hits]
     layer = max(range(1, depth), key=lambda n: (curve[n], -abs(n - depth / 2)))
-    return LayerChoice(layer, curve, len(distinct))
+    return LayerChoice(layer, curve, int(ends[-1]) // 2)
+
+
+def _distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    seen: set[str] = set()
+    return [pair for pair in pairs if seen.isdisjoint(pair) and not seen.update(pair)]
 
 
 def _alone(tokenizer: Tokenizer, texts: Sequence[str], row_length: int) -> list[packing.PackedExample]:

@@ -82,28 +82,33 @@ def test_in_prompt_the_pivot_has_seen_its_source(sample, states):
 
 
 def test_the_chosen_layer_is_inside_and_finds_most_pairs(sample, monkeypatch):
-    """Vectors are made so that retrieval is perfect at the ends, which are not to be chosen, and at layers 2 and 6."""
+    """Vectors are made so that retrieval is perfect at the ends, which are not to be chosen, and at layers 2 and 6.
+
+    Perfect among pairs of the same languages, that is: the vectors of German with English are those of French with it.
+    """
     source, encoder = sample
     rng = np.random.default_rng(0)
-    pairs = [(f"a{n}", f"b{n}") for n in range(20)]
+    german, french = ([(f"{code}{n}", f"en-{code}{n}") for n in range(20)] for code in ("de", "fr"))
     x, noise = rng.normal(size=(20, 16)), rng.normal(size=(20, 16))
 
     def vectors(decoder, encoder, texts, mesh):
-        assert texts == [text for pair in pairs for text in pair]
-        made = rng.normal(size=(9, 40, 16))
+        assert texts == [text for pair in german + french for text in pair]
+        made = rng.normal(size=(9, 80, 16))
         for layer in (0, 2, 6, 8):
-            made[layer, ::2], made[layer, 1::2] = x, x + 0.01 * noise
+            for begin in (0, 40):
+                made[layer, begin : begin + 40 : 2], made[layer, begin + 1 : begin + 40 : 2] = x, x + 0.01 * noise
         return made.astype(np.float32)
 
     monkeypatch.setattr(alignment, "text_vectors", vectors)
     decoder = source.load(sharding.make_mesh("1x1"))
-    again = [*pairs, ("a3", "c"), ("c", "b4")]  # share a sentence with an earlier pair
-    choice = alignment.choose_layer(decoder, encoder, again, None)
-    assert (choice.layer, choice.pairs) == (2, 20)
+    again = [*german, ("de3", "c"), ("c", "en-de4")]  # share a sentence with an earlier pair
+    pairs = {("de", "en"): again, ("en", "zh"): [("alone", "i")], ("en", "fr"): french}
+    choice = alignment.choose_layer(decoder, encoder, pairs, None)
+    assert (choice.layer, choice.pairs) == (2, 40)
     assert [choice.retrieval[n] for n in (0, 2, 6, 8)] == [1] * 4
     assert max(choice.retrieval[n] for n in (1, 3, 4, 5, 7)) < 0.5
-    with pytest.raises(UserError, match=r"layer=auto: there are 8 layers and 1 held-out pairs"):
-        alignment.choose_layer(decoder, encoder, pairs[:1], None)
+    with pytest.raises(UserError, match=r"layer=auto: there are 8 layers and at most 1 held-out pairs of two lang"):
+        alignment.choose_layer(decoder, encoder, {("de", "en"): german[:1]}, None)
 
 
 def test_a_sentence_longer_than_a_row_is_refused(sample):
