@@ -19,7 +19,7 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.figure
@@ -176,7 +176,7 @@ OF_CHOICES = (
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of the ablation in docs/evidence.md, in Markdown, by name."""
-    others = [arm for arm in arms.ABLATION if arm != "next-token"]
+    compared = [(arm, "next-token") for arm in arms.ABLATION if arm != "next-token"] + [("alignx", "contrastive")]
     found = {"base": _of_base(results)}
     for name, stage, measures in (
         ("stage 1", "stage1", ALIGNMENT),
@@ -184,10 +184,10 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     ):
         rows = [
             [measure, _number(results["base"][measure], measure), _mean_cell(results, "next-token", stage, measure)]
-            + [_cell(difference(results, arm, "next-token", stage, measure), measure) for arm in others]
+            + [_cell(difference(results, *pair, stage, measure), measure) for pair in compared]
             for measure in measures
         ]
-        found[name] = _markdown(["", "base", "next-token", *(f"{arm} − next-token" for arm in others)], rows)
+        found[name] = _markdown(["", "base", "next-token", *(" − ".join(pair) for pair in compared)], rows)
     found["languages"] = _languages(results)
     return found
 
@@ -212,16 +212,33 @@ def _of_base(results: Mapping[str, Any]) -> str:
 
 
 def _languages(results: Mapping[str, Any]) -> str:
-    """Where AlignX differs from next-token-only training, language by language, the weakest of the base model first."""
+    """Where AlignX differs from next-token-only training, language by language, the weakest of the base model first.
+
+    The last row has Spearman's rank correlation of each column with the base model's retrieval, over languages.
+    """
     perplexity, retrieval = results["base"]["perplexity"], results["base"]["retrieval by language, FLORES-200"]
-    rows = []
-    for code in sorted(retrieval, key=retrieval.get):
-        paths = ("retrieval by language, FLORES-200", code), ("chrF++", f"en-{code}"), ("chrF++", f"{code}-en")
-        cells = [_cell(difference(results, "alignx", "next-token", "stage2", *path), "") for path in paths]
-        bits = _cell(difference(results, "alignx", "next-token", "stage2", "bits a byte", code), "bits")
-        rows.append([code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *cells, bits])
-    head = ["", "base: retrieval", "base: perplexity", "retrieval", "chrF++ from English", "chrF++ into English"]
-    return _markdown([*head, "bits a byte"], rows)
+    codes = sorted(retrieval, key=retrieval.get)
+    columns: dict[str, Callable[[str], tuple[str, ...]]] = {
+        **{
+            f"retrieval, {name}": functools.partial(lambda n, c: (f"retrieval by language, {n}", c), name)
+            for name in SETS
+        },
+        "chrF++ from English": lambda code: ("chrF++", f"en-{code}"),
+        "chrF++ into English": lambda code: ("chrF++", f"{code}-en"),
+        "bits a byte": lambda code: ("bits a byte", code),
+    }
+    found = {
+        name: [difference(results, "alignx", "next-token", "stage2", *path(code)) for code in codes]
+        for name, path in columns.items()
+    }
+    rows = [
+        [code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *(_cell(of[n], name) for name, of in found.items())]
+        for n, code in enumerate(codes)
+    ]
+    base = [retrieval[code] for code in codes]
+    ranks = [scipy.stats.spearmanr(base, [d.value for d in of]).statistic for of in found.values()]
+    rows.append(["rank correlation with the base's retrieval", "", "", *(_signed(rank, "rank") for rank in ranks)])
+    return _markdown(["", "base: retrieval", "base: perplexity", *columns], rows)
 
 
 def _seeds(results: Mapping[str, Any], arm: str) -> str:
@@ -240,7 +257,7 @@ def _range(results: Mapping[str, Any], arm: str, stage: str, measure: str) -> st
 
 
 def _number(value: float, measure: str) -> str:
-    return f"{value:.3f}" if "bits" in measure else f"{value:.1f}"
+    return f"{value:.{3 if 'bits' in measure else 2 if measure == 'rank' else 1}f}"
 
 
 def _cell(of: Difference | None, measure: str) -> str:
