@@ -9,7 +9,8 @@ tables and pictures of docs/evidence.md from the two files.
 
 Every comparison is paired by seed: two arms with the same seed saw the same data in the same order. A difference is
 the mean over seeds with its 95 % interval by Student's t; it says how much another order of the data and other first
-weights of the classifier would change it, not other sentences or another base model.
+weights of the classifier would change it, not other sentences or another base model. The choices have fewer seeds; the
+interval there is of the variance that all of them have together.
 """
 
 from __future__ import annotations
@@ -135,9 +136,14 @@ def paired(values: Sequence[float]) -> Difference:
 
 def difference(results: Mapping[str, Any], arm: str, reference: str, *path: str) -> Difference | None:
     """Arm minus reference, over the seeds that both have, of the figure at `path` in a run's stages."""
+    values = differences(results, arm, reference, *path)
+    return paired(values) if values else None
+
+
+def differences(results: Mapping[str, Any], arm: str, reference: str, *path: str) -> list[float]:
+    """As `difference`, of each seed."""
     ours, theirs = results["arms"].get(arm, {}), results["arms"].get(reference, {})
-    seeds = sorted(set(ours) & set(theirs))
-    return paired([_at(ours[seed], path) - _at(theirs[seed], path) for seed in seeds]) if seeds else None
+    return [_at(ours[seed], path) - _at(theirs[seed], path) for seed in sorted(set(ours) & set(theirs))]
 
 
 def _at(run: Mapping[str, Any], path: Sequence[str]) -> float:
@@ -197,11 +203,36 @@ def of_choices(results: Mapping[str, Any]) -> dict[str, str]:
     head = ["", "seeds", *(f"{measure}, {stage[:-1]} {stage[-1]}" for stage, measure in OF_CHOICES)]
     rows = [["base", "", *(_number(results["base"][measure], measure) for _, measure in OF_CHOICES)]]
     rows.append(["alignx", _seeds(results, "alignx"), *(_range(results, "alignx", *m) for m in OF_CHOICES)])
+    halves = [half_width(results, "alignx", *path) for path in OF_CHOICES]
+    numbers = set()
     for arm in results["arms"]:
-        if arm != "alignx":
-            cells = [_cell(difference(results, arm, "alignx", stage, m), m) for stage, m in OF_CHOICES]
-            rows.append([arm, _seeds(results, arm), *cells])
+        if arm == "alignx":
+            continue
+        cells = []
+        for (stage, measure), half in zip(OF_CHOICES, halves, strict=True):
+            values = differences(results, arm, "alignx", stage, measure)
+            text = _signed(_mean(values), measure)
+            cells.append(f"**{text}**" if abs(_mean(values)) > half / np.sqrt(len(values)) else text)
+        numbers.add(len(values))
+        rows.append([arm, str(len(values)), *cells])
+    for n in sorted(numbers) if np.isfinite(halves).all() else ():
+        widths = [f"±{_number(half / np.sqrt(n), of)}" for (_, of), half in zip(OF_CHOICES, halves, strict=True)]
+        rows.append([f"95 % interval of {n} seed{'s' * (n > 1)}", str(n), *widths])
     return {"choices base": _of_base(results), "choices": _markdown(head, rows)}
+
+
+def half_width(results: Mapping[str, Any], reference: str, *path: str) -> float:
+    """Half of the 95 % interval of an arm minus `reference` at one seed; over sqrt(n) that of the mean of n seeds.
+
+    By Student's t, with the variance over seeds that all arms with several seeds have together, since each by itself
+    has too few; infinite where there is none.
+    """
+    found = [differences(results, arm, reference, *path) for arm in results["arms"] if arm != reference]
+    free = sum(len(values) - 1 for values in found if values)
+    if not free:
+        return np.inf
+    squares = sum(np.sum((np.array(values) - np.mean(values)) ** 2) for values in found if values)
+    return float(scipy.stats.t.ppf(0.975, free) * np.sqrt(squares / free))
 
 
 def _of_base(results: Mapping[str, Any]) -> str:

@@ -88,19 +88,29 @@ def test_tables_show_arms_that_were_run(results, monkeypatch):
     monkeypatch.setattr(arms, "ABLATION", {name: {} for name in ("next-token", "alignx")})
     found = tables.tables(results)
     lines = found["stage 1"].splitlines()
-    assert lines[0] == "|  | base | next-token | alignx − next-token |"
+    assert lines[0] == "|  | base | next-token | alignx − next-token | alignx − contrastive |"
     assert lines[2].startswith("| retrieval, FLORES-200 | 10.0 | 11.7 | **+11.7 [")
-    assert {line.split(" ")[1] for line in found["languages"].splitlines()[2:]} == {"de", "zh"}
+    assert {line.split(" ")[1] for line in found["languages"].splitlines()[2:]} == {"de", "zh", "rank"}
 
 
-def test_choices_are_set_against_alignx_with_the_range_of_its_seeds(results):
+def test_choices_are_set_against_alignx_with_the_variance_of_all_of_them(results):
     found = tables.of_choices(results)
     lines = [[cell.strip() for cell in line.split("|")[1:]] for line in found["choices"].splitlines()]
     column = lines[0].index("retrieval, NTREX-128, stage 1")
+    # next-token: -10, -15 and -10; layer-2: 0 and 0. Together 16.67 of squares with 3 degrees of freedom.
+    half = 3.182446 * np.sqrt(50 / 3 / 3)
     assert {line[0]: (line[1], line[column]) for line in lines[2:]} == {
         "base": ("", "10.0"),
         "alignx": ("3", "23.3 (15.0–30.0)"),
-        "next-token": ("3", "**−11.7 [−18.8, −4.5]**"),
-        "layer-2": ("2", "+0.0 [+0.0, +0.0]"),
+        "next-token": ("3", "**−11.7**"),
+        "layer-2": ("2", "+0.0"),
+        "95 % interval of 2 seeds": ("2", f"±{half / np.sqrt(2):.1f}"),
+        "95 % interval of 3 seeds": ("3", f"±{half / np.sqrt(3):.1f}"),
     }
     assert found["choices base"].splitlines()[2:] == ["| perplexity | 2 |", "| bits a byte | 1.00 |"]
+
+
+def test_one_seed_each_has_no_interval(results):
+    one = results | {"arms": {arm: {"0": of["0"]} for arm, of in results["arms"].items()}}
+    assert tables.half_width(one, "alignx", "stage1", "retrieval, NTREX-128") == np.inf
+    assert "95 %" not in tables.of_choices(one)["choices"] and "**" not in tables.of_choices(one)["choices"]
