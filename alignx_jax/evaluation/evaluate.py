@@ -29,6 +29,7 @@ from alignx_jax.training import loop, runs
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
+_CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
 _LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "numpy")
 
 
@@ -104,6 +105,34 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
     return found
 
 
+def notes(config: Config, material: Material, models: Sequence[Subject]) -> list[str]:
+    """What a reader of the results has to know besides, as far as it is known before anything is measured."""
+    found = []
+    if material.directions or config.evaluation.in_prompt:
+        for model in models:
+            trained = model.source.config()
+            if trained and trained.data.template != config.data.template:
+                found.append(
+                    f"{model.source.name} was trained with the template {trained.data.template} and is asked with "
+                    f"{config.data.template} (--data.template), in a form that it has not learned."
+                )
+    return found
+
+
+def _notes_on_translation(record: dict[str, Any], options: EvaluationConfig) -> list[str]:
+    """Where many outputs were cut off, which lowers every score."""
+    directions = (record["translation"] or {}).get("directions", {})
+    cut = {name: of["cut"] for name, of in directions.items() if of["cut"] > _CUT}
+    if not cut:
+        return []
+    most = max(cut, key=cut.get)
+    return [
+        f"{record['name']}: in {len(cut)} of {len(directions)} directions more than {_CUT:.0%} of the outputs were cut "
+        f"off at --evaluation.translation.max-tokens={options.translation.max_tokens} (most: {most}, {cut[most]:.0%}); "
+        "raise it if they were translations so far."
+    ]
+
+
 def evaluate(
     config: Config, material: Material, models: Sequence[Subject], mesh: Mesh, advance: Advance
 ) -> dict[str, Any]:
@@ -120,6 +149,7 @@ def evaluate(
     """
     options = config.evaluation
     measured = [measure(config, material, model, mesh, advance) for model in models]
+    records = [_record(one, measured[0], options, config.seed) for one in measured]
     return {
         "format": FORMAT,
         "date": datetime.date.today().isoformat(),
@@ -133,7 +163,11 @@ def evaluate(
             "pivot": options.pivot,
         },
         "baseline": models[0].source.name,
-        "models": [_record(one, measured[0], options, config.seed) for one in measured],
+        "notes": [
+            *notes(config, material, models),
+            *(note for record in records for note in _notes_on_translation(record, options)),
+        ],
+        "models": records,
     }
 
 

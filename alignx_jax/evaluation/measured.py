@@ -106,7 +106,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             seed=config.seed,
             progress=told("translation"),
         )
-        translated = _scores(outputs, material.translated, config)
+        translated = _scores(*outputs, material.translated, config)
     tasks = None
     if options.tasks:
         tasks = harness.evaluate_tasks(
@@ -138,14 +138,14 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     return Measured(source.name, record, hits_KxN, text, endings, choices, translated)
 
 
-def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
+def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
     """Of the first process, which writes the results: the others need none of COMET and its like.
 
     They wait here: it may take minutes, which a collective that they came to first might not.
     """
     options = config.evaluation
     return hosts.first(
-        "scores", lambda: translation_scores.score(outputs, sentences, options.pivot, options.translation)
+        "scores", lambda: translation_scores.score(outputs, sentences, options.pivot, options.translation, cut)
     )
 
 

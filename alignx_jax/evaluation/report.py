@@ -90,7 +90,7 @@ def _context(results: dict) -> dict:
         "sentences": results["sentences"],
         "tokenization": tables.tokenization(results),
         "versions": results["versions"],
-        "warnings": verdict.warnings(results),
+        "warnings": [*results["notes"], *verdict.warnings(results)],
         "words": {"better": "better", "worse": "worse", "same": "cannot tell", "": "no interval"},
     }
 

@@ -32,6 +32,7 @@ def build(models: int = 4, languages: int = 10, layers: int = 16, seed: int = 0)
             "seed": 0,
         },
         "sentences": {"file": "EXAMPLE: every number is invented", "count": 546, "languages": codes, "pivot": "en"},
+        "notes": ["stage 2 was trained with another template."],
         "baseline": every[0]["name"],
         "models": every,
     }
@@ -154,6 +155,7 @@ def _translation(rng, codes: list[str], gain: float, first: bool) -> dict:
             "off_target": float(0.31 - 0.5 * gain),
             "copy": float(0.06 - 0.1 * gain),
             "empty": 0.004,
+            "cut": 0.02,
             "chrF++_interval": _interval(chrf, 1.3),
         }
 

@@ -146,6 +146,10 @@ def test_changes_are_against_the_first_model_and_paired(results):
         value, low, high = twin["intervals"]["bits_per_byte_change"][code]
         change = twin["perplexity"][code]["bits_per_byte"][0] - base["perplexity"][code]["bits_per_byte"][0]
         assert value == pytest.approx(change) and low <= value <= high
+    # Six tokens are too few for these sentences: what was cut off is counted, and told.
+    assert base["translation"]["directions"]["en-zh"]["cut"] == 1
+    expected = "more than 5% of the outputs were cut off at --evaluation.translation.max-tokens=6"
+    assert [expected in note for note in results["notes"]] == [True, True]
     # The scale of the logits moves no maximum: the translations are the same.
     assert [s["output"] for s in twin["translation"]["samples"]] == [
         s["output"] for s in base["translation"]["samples"]
@@ -172,6 +176,20 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
     beyond = dataclasses.replace(config, objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer=9)))
     with pytest.raises(UserError, match="layer=9: the model has 8 layers"):
         evaluate.subjects(beyond, [base])
+
+
+def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
+    (tmp_path / "huggingface").mkdir()
+    shutil.copy(runs.SAMPLE_MODEL / "config.json", tmp_path / "huggingface")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, template="alpaca"))
+    (tmp_path / "config.json").write_text(to_json(other))
+    material = evaluate.check(config)
+    models = evaluate.subjects(config, [_source("sample"), runs.Source("stage 1", tmp_path / "huggingface", tmp_path)])
+    (note,) = evaluate.notes(config, material, models)
+    assert note.startswith("stage 1 was trained with the template alpaca and is asked with sample (--data.template)")
+    assert evaluate.notes(other, material, models) == []
+    silent = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, in_prompt=False))
+    assert evaluate.notes(silent, dataclasses.replace(material, directions=[]), models) == []
 
 
 def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
