@@ -133,6 +133,19 @@ def _notes_on_translation(record: dict[str, Any], options: EvaluationConfig) -> 
     ]
 
 
+def _notes_on_tasks(record: dict[str, Any]) -> list[str]:
+    """Where prompts lost their beginning: instructions and examples, perhaps."""
+    requests = record["task_requests"] or {"cut": {}}
+    cut = {name: f"{n:,} of {of:,}" for name, (n, of) in requests["cut"].items() if n}
+    if not cut:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in cut.items())
+    return [
+        f"{record['name']}: requests of tasks lost their beginning, as they are longer than {requests['max_length']:,} "
+        f"tokens: {listed}."
+    ]
+
+
 def evaluate(
     config: Config, material: Material, models: Sequence[Subject], mesh: Mesh, advance: Advance
 ) -> dict[str, Any]:
@@ -166,6 +179,7 @@ def evaluate(
         "notes": [
             *notes(config, material, models),
             *(note for record in records for note in _notes_on_translation(record, options)),
+            *(note for record in records for note in _notes_on_tasks(record)),
         ],
         "models": records,
     }

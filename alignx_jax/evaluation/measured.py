@@ -117,7 +117,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             options.tasks,
             data=options.tasks_data,
             limit=options.tasks_limit,
-            **shape,
+            rows=options.rows,
+            dtype=dtype,
             progress=told("tasks"),
         )
     unknown, per_sentence = _writing(encoder, sentences)
@@ -131,7 +132,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "unknown_rate": unknown,
         "tokens_per_sentence": per_sentence,
         "alignment": aligned,
-        "tasks": tasks,
+        "tasks": tasks and tasks.scores,
+        "task_requests": tasks and {"max_length": tasks.max_length, "cut": tasks.cut},
         "projection": projection,
         "training": _history(source),
     }

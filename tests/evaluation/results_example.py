@@ -98,6 +98,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "xcopa_zh": {"acc,none": [0.531 + gain / 9, 0.0223]},
             "wikitext": {"word_perplexity,none": [31.2 + 0.4 * m, 0.31]},
         },
+        "task_requests": {"max_length": 2048, "cut": {"arc_easy": [0, 9501], "xcopa_zh": [3, 1000]}},
         "projection": {str(layer): _projection(rng, codes, layer / layers, gain) for layer in (0, align, layers)},
         "training": _training(rng, m) if m else None,
     }

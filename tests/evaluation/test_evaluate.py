@@ -192,6 +192,13 @@ def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
     assert evaluate.notes(silent, dataclasses.replace(material, directions=[]), models) == []
 
 
+def test_tasks_whose_prompts_were_cut_are_told():
+    record = {"name": "stage 1", "task_requests": {"max_length": 2048, "cut": {"a": [0, 9], "b": [3, 1200]}}}
+    (note,) = evaluate._notes_on_tasks(record)
+    assert note.startswith("stage 1: ") and note.endswith("longer than 2,048 tokens: b 3 of 1,200.")
+    assert evaluate._notes_on_tasks({"name": "stage 1", "task_requests": None}) == []
+
+
 def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
     assert set(evaluate.check(config).choices) == {"en", "de"}
     others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh", translation=Translation())
