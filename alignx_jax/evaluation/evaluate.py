@@ -41,7 +41,8 @@ def check(config: Config) -> Material:
     """
     options = config.evaluation
     languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
-    everything = pipeline.multiway(options.sentences, languages, config.data.cache)
+    said: list[str] = []
+    everything = pipeline.multiway(options.sentences, languages, config.data.cache, said.append)
     if options.pivot not in everything or len(everything) < 2:
         raise UserError(
             f"{options.sentences}: languages are compared with the pivot {options.pivot} (--evaluation.pivot); "
@@ -64,6 +65,7 @@ def check(config: Config) -> Material:
         directions=directions,
         choices=_choices(options.choices, everything),
         template=template,
+        notes=tuple(said),
     )
 
 
@@ -107,7 +109,7 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
 
 def notes(config: Config, material: Material, models: Sequence[Subject]) -> list[str]:
     """What a reader of the results has to know besides, as far as it is known before anything is measured."""
-    found = []
+    found = list(material.notes)
     if material.directions or config.evaluation.in_prompt:
         for model in models:
             trained = model.source.config()

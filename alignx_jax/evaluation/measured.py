@@ -49,6 +49,8 @@ class Material:
     directions: list[tuple[str, str]]
     choices: dict[str, list[scoring.Item]]
     template: prompts.Template
+    notes: tuple[str, ...]
+    """What to know of the sentences."""
 
 
 @dataclasses.dataclass(frozen=True)
