@@ -327,6 +327,7 @@ def multiway(
     path: str,
     languages: Sequence[str] = (),
     cache_folder: str = DataConfig.cache,
+    besides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, list[str]]:
     """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
@@ -336,6 +337,7 @@ def multiway(
         published data set such as `flores200:devtest`, or `sample`, the held-out sentences.
       languages: codes to read; empty: all in the file. Lines without all of them are left out.
       cache_folder: where published data sets are built, `--data.cache`.
+      besides: codes to read too if no line is left out for it.
       tell: called with a sentence on the lines that were left out, if there are any.
 
     Raises:
@@ -355,6 +357,7 @@ def multiway(
     if not found:
         counts = ", ".join(f"{code} {there[code]}" for code in codes) or "no sentences"
         raise UserError(f"{path}: no line has all of the languages ({counts}); name fewer languages")
+    codes += [code for code in besides if code not in codes and all(code in sentences for sentences in found)]
     if lost := len(lines) - len(found):
         scarce = min(codes, key=lambda code: there[code])
         tell(

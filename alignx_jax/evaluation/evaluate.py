@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
+from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import harness, scoring, statistics, translation, translation_scores
 from alignx_jax.evaluation.measured import Advance, Material, Measured, Subject, measure
 from alignx_jax.exits import UserError
@@ -29,6 +30,7 @@ from alignx_jax.training import loop, runs
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
+_HOME = "en"  # what users of such methods fear for: always measured, translated only where it is asked for
 _CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
 _LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "numpy")
 
@@ -42,7 +44,9 @@ def check(config: Config) -> Material:
     options = config.evaluation
     languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
     said: list[str] = []
-    everything = pipeline.multiway(options.sentences, languages, config.data.cache, said.append)
+    everything = pipeline.multiway(options.sentences, languages, config.data.cache, (_HOME,), said.append)
+    if _HOME not in everything:
+        said.append(f"{options.sentences} has no English for these lines: what is forgotten of it is not measured.")
     if options.pivot not in everything or len(everything) < 2:
         raise UserError(
             f"{options.sentences}: languages are compared with the pivot {options.pivot} (--evaluation.pivot); "
@@ -51,7 +55,9 @@ def check(config: Config) -> Material:
     count = len(everything[options.pivot])
     if count < _FEWEST:
         raise UserError(f"{options.sentences}: {count} sentences in all of the languages; retrieval needs {_FEWEST}")
-    directions = translation.parse_directions(options.translation.directions, tuple(everything), options.pivot)
+    asked = {normalize(code) for code in languages or everything}
+    translated = tuple(code for code in everything if code in asked)
+    directions = translation.parse_directions(options.translation.directions, translated, options.pivot)
     template = prompts.load(config.data.template)
     shown = {code: lines[options.translation.limit :] for code, lines in everything.items()}
     if directions:

@@ -416,6 +416,7 @@ def test_multiway_sentences(tmp_path):
     path = tmp_path / "ways.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(json.dumps({"text": line}) for line in lines).encode()))
     assert pipeline.multiway(str(path)) == {"de": ["eins", "drei"], "en": ["one", "three"], "fr": ["un", "trois"]}
+    assert list(pipeline.multiway(str(path), ["fr"], besides=("en", "de", "fr"))) == ["fr", "en"]  # de costs a line
     said = []
     pipeline.multiway(str(path), tell=said.append)
     assert said == [

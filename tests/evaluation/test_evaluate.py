@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -199,8 +200,32 @@ def test_tasks_whose_prompts_were_cut_are_told():
     assert evaluate._notes_on_tasks({"name": "stage 1", "task_requests": None}) == []
 
 
-def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
+def test_items_are_those_in_the_languages_of_the_sentences(config, choices, tmp_path):
     assert set(evaluate.check(config).choices) == {"en", "de"}
     others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh", translation=Translation())
-    with pytest.raises(UserError, match=r"choices: items in de, en, but sentences in zh, fr"):
+    assert set(evaluate.check(dataclasses.replace(config, evaluation=others)).choices) == {"en"}
+    lines = pathlib.Path(choices).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "de.jsonl").write_text("".join(line for line in lines if '"de"' in line), encoding="utf-8")
+    others = dataclasses.replace(others, choices=(str(tmp_path / "de.jsonl"),))
+    with pytest.raises(UserError, match=r"choices: items in de, but sentences in zh, fr, en"):
         evaluate.check(dataclasses.replace(config, evaluation=others))
+
+
+def test_english_is_always_measured_and_translated_where_it_is_asked_for(config, tmp_path):
+    def check(pivot, languages, sentences="sample"):
+        options = dataclasses.replace(config.evaluation, pivot=pivot, languages=languages, choices=())
+        options = dataclasses.replace(options, sentences=str(sentences), translation=Translation())
+        return evaluate.check(dataclasses.replace(config, evaluation=options))
+
+    found = check("de", ("fra",))
+    assert list(found.sentences) == ["de", "fr", "en"] and not found.notes
+    assert found.directions == [("de", "fr"), ("fr", "de")]
+    assert ("de", "en") in check("de", ("fr", "en")).directions
+    lines = [{"de": f"{n} eins", "fr": f"{n} un", **({"en": "one"} if n else {})} for n in range(6)]
+    (tmp_path / "ways.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    found = check("de", ("fr",), tmp_path / "ways.jsonl")
+    assert list(found.sentences) == ["de", "fr"] and len(found.sentences["de"]) == 6
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path / 'ways.jsonl'} has no English for these lines: ")
+    found = check("de", (), tmp_path / "ways.jsonl")
+    assert list(found.sentences) == ["de", "en", "fr"] and "1 of the 6 lines" in found.notes[0]
