@@ -55,6 +55,8 @@ def check(config: Config) -> Material:
     count = len(everything[options.pivot])
     if count < _FEWEST:
         raise UserError(f"{options.sentences}: {count} sentences in all of the languages; retrieval needs {_FEWEST}")
+    if options.limit < _FEWEST:
+        raise UserError(f"--evaluation.limit={options.limit}: retrieval needs {_FEWEST} sentences; raise it")
     asked = {normalize(code) for code in languages or everything}
     translated = tuple(code for code in everything if code in asked)
     directions = translation.parse_directions(options.translation.directions, translated, options.pivot)
