@@ -228,9 +228,9 @@ def evaluate(session: Session, models: list[str]) -> None:
 
     def write() -> None:
         session.console.print(report.terminal_table(results))
-        for note in results["notes"]:
-            if note not in known:
-                session.line("note", note)
+        for what, text in report.terminal_notes(results):
+            if text not in known:
+                session.line(what, text)
         storage.make(session.run)
         path = session.run / "evaluation.json"
         durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
