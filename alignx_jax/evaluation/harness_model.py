@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 import transformers
 from datasets import Dataset
 from jax.sharding import Mesh
@@ -82,7 +81,7 @@ class AlignXLM(TemplateLM):
         special = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._adds_bos = special.encode("")[:1] == [tokenizer.bos_id]
         self._bos_text, self._eos_text = special.bos_token, special.eos_token
-        self._eos_ids = _end_tokens(folder) | {tokenizer.eos_id}
+        self._eos_ids = set(huggingface.stop_ids(folder, tokenizer.eos_id))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> AlignXLM:
@@ -230,14 +229,6 @@ def _decoding(settings: dict) -> generation.Decoding:
     if beams > 1:
         return generation.Decoding("beam", beams=beams, length_penalty=length_penalty)
     return generation.Decoding()
-
-
-def _end_tokens(folder: pathlib.Path) -> set[int]:
-    """What ends a text by the model's own account."""
-    file = folder / "generation_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else huggingface.read_config(folder)
-    ids = settings.get("eos_token_id")
-    return set() if ids is None else set(np.atleast_1d(ids).tolist())
 
 
 def _load(

@@ -18,6 +18,7 @@ from alignx_jax.config import Config
 from alignx_jax.data import prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
+from alignx_jax.models import huggingface
 from alignx_jax.training import metrics as training_metrics
 from alignx_jax.training import runs
 from alignx_jax.training.step import LOSSES
@@ -76,6 +77,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     options, source, sentences = config.evaluation, subject.source, material.sentences
     encoder = tokenizer.load(source.huggingface)
     tokenizer.check(encoder, source.decoder_config().vocab_size)
+    eos_ids = huggingface.stop_ids(source.huggingface, encoder.eos_id)
     decoder, dtype = source.load(mesh), jnp.dtype(config.training.compute_dtype)
     shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
 
@@ -104,6 +106,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             material.directions,
             options.translation,
             mesh,
+            eos_ids=eos_ids,
             dtype=dtype,
             seed=config.seed,
             progress=told("translation"),

@@ -132,6 +132,7 @@ def translate(
     config: TranslationConfig,
     mesh: Mesh,
     *,
+    eos_ids: Sequence[int],
     dtype: jnp.dtype,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
@@ -145,6 +146,7 @@ def translate(
       sentences: of each language; number n says the same in all.
       examples: sentences likewise, none of those to be translated; the first `config.shots` of them are shown,
         translated in the same direction, before each sentence.
+      eos_ids: any of these ends a translation; see `huggingface.stop_ids`.
       progress: called with the numbers of translations done and wanted.
 
     Raises:
@@ -168,7 +170,7 @@ def translate(
         requests,
         mesh,
         max_tokens=config.max_tokens,
-        eos_ids=[tokenizer.eos_id],
+        eos_ids=eos_ids,
         rows=config.rows,
         dtype=dtype,
         decoding=generation.Decoding(

@@ -168,6 +168,7 @@ def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
             directions,
             TRANSLATION,
             mesh,
+            eos_ids=[encoder.eos_id],
             dtype=ENCODED["dtype"],
             seed=0,
         )

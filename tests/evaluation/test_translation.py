@@ -128,6 +128,7 @@ def test_translations_are_those_of_transformers(sample, one_thread, shots, templ
         directions,
         TranslationConfig(shots=shots, max_tokens=16, rows=4),
         mesh,
+        eos_ids=[encoder.eos_id],
         dtype=jnp.float32,
         seed=0,
         progress=lambda *of: heard.append(of),
@@ -170,7 +171,7 @@ def test_settings_reach_the_generator(sample, monkeypatch):
         assert (len(requests), mesh) == (1, "mesh")
         assert options == {
             "max_tokens": 9,
-            "eos_ids": [encoder.eos_id],
+            "eos_ids": [3, 5],
             "rows": 2,
             "dtype": jnp.float32,
             "decoding": generation.Decoding("sample", 3, 0.5, 0.7, 5, 0.9),
@@ -190,6 +191,7 @@ def test_settings_reach_the_generator(sample, monkeypatch):
         [("en", "de")],
         config,
         "mesh",
+        eos_ids=[3, 5],
         dtype=jnp.float32,
         seed=7,
     )
@@ -215,6 +217,7 @@ def test_a_line_is_cut_where_nothing_ended_it(sample, monkeypatch, text, more, c
         [("en", "de")],
         config,
         mesh,
+        eos_ids=[encoder.eos_id],
         dtype=jnp.float32,
         seed=0,
     )
@@ -234,6 +237,7 @@ def test_a_prompt_has_to_leave_room_for_its_translation(sample):
             [("en", "de"), ("de", "en")],
             TranslationConfig(max_tokens=1000),
             mesh,
+            eos_ids=[encoder.eos_id],
             dtype=jnp.float32,
             seed=0,
         )
