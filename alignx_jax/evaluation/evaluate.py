@@ -6,13 +6,18 @@ resamples for every language and model, so that what is compared is paired. Rate
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import importlib.metadata
+import json
 import math
 import os
+import pathlib
 import platform
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -32,7 +37,7 @@ FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
 _HOME = "en"  # what users of such methods fear for: always measured, translated only where it is asked for
 _CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
-_LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "numpy")
+_LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
 
 
 def check(config: Config) -> Material:
@@ -177,13 +182,14 @@ def evaluate(
         "format": FORMAT,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
+        "versions": versions(),
         "config": dataclasses.asdict(config),
         "sentences": {
             "file": options.sentences,
             "count": len(material.sentences[options.pivot]),
             "languages": list(material.sentences),
             "pivot": options.pivot,
+            "sha256": _digest(material),
         },
         "baseline": models[0].source.name,
         "notes": [
@@ -193,6 +199,29 @@ def evaluate(
         ],
         "models": records,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of all that numbers depend on and that is installed."""
+    found = {"alignx_jax": _own_version(), "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # lm_eval is optional
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _own_version() -> str:
+    """A clone is no installed package: its version is in the file beside it, whatever else is installed."""
+    file = pathlib.Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if file.is_file():
+        return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
+    return importlib.metadata.version("alignx_jax")
+
+
+def _digest(material: Material) -> str:
+    """SHA-256 of the sentences that were measured or translated, by language: of their JSON with sorted keys."""
+    used = {code: max(lines, material.translated[code], key=len) for code, lines in material.sentences.items()}
+    return hashlib.sha256(json.dumps(used, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _record(one: Measured, base: Measured, options: EvaluationConfig, seed: int) -> dict[str, Any]:

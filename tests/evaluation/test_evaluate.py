@@ -1,6 +1,8 @@
 """One evaluation as a whole: what it compares with what, and that its record is what the report reads."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -92,7 +94,7 @@ def results(config, twin):
 
 def test_the_record_has_all_that_the_report_reads(results, tmp_path):
     example = results_example.build(models=2)
-    assert results.keys() == example.keys()
+    assert results.keys() == example.keys() and results["sentences"].keys() == example["sentences"].keys()
     for ours, theirs in zip(results["models"], example["models"], strict=True):
         assert ours.keys() >= theirs.keys() - {"layers_measured"}
         assert ours["alignment"].keys() >= theirs["alignment"].keys()
@@ -198,6 +200,34 @@ def test_tasks_whose_prompts_were_cut_are_told():
     (note,) = evaluate._notes_on_tasks(record)
     assert note.startswith("stage 1: ") and note.endswith("longer than 2,048 tokens: b 3 of 1,200.")
     assert evaluate._notes_on_tasks({"name": "stage 1", "task_requests": None}) == []
+
+
+def test_versions_and_sentences_are_written_down(config, results, monkeypatch):
+    assert results["versions"] == evaluate.versions()
+    assert list(results["versions"]) == [
+        *("alignx_jax", "python", "jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
+    ]
+    text = (pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{results["versions"]["alignx_jax"]}"\n' in text
+
+    def of(limit, translated):
+        options = dataclasses.replace(config.evaluation, limit=limit, translation=Translation(limit=translated))
+        return evaluate._digest(evaluate.check(dataclasses.replace(config, evaluation=options)))
+
+    sentences = {code: lines[:12] for code, lines in pipeline.multiway("sample", CODES).items()}
+    ordered = {code: sentences[code] for code in sorted(sentences)}
+    expected = hashlib.sha256(json.dumps(ordered, ensure_ascii=False).encode()).hexdigest()
+    assert results["sentences"]["sha256"] == expected == of(12, 3) == of(6, 12) != of(13, 3)
+
+    def version(name):
+        if name == "lm_eval":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert "lm_eval" not in evaluate.versions() and evaluate.versions()["numpy"] == "1"
+    monkeypatch.setattr(pathlib.Path, "is_file", lambda _: False)  # a wheel has no pyproject.toml
+    assert evaluate.versions()["alignx_jax"] == "1"
 
 
 def test_items_are_those_in_the_languages_of_the_sentences(config, choices, tmp_path):
