@@ -144,7 +144,7 @@ def _notes_on_translation(record: dict[str, Any], options: EvaluationConfig) -> 
     return [
         f"{record['name']}: in {len(cut)} of {len(directions)} directions more than {_CUT:.0%} of the outputs were cut "
         f"off at --evaluation.translation.max-tokens={options.translation.max_tokens} (most: {most}, {cut[most]:.0%}); "
-        "raise it if they were translations so far."
+        "scores of these are too low; raise it, unless the model never stops."
     ]
 
 
