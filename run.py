@@ -32,29 +32,56 @@ from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES, Session
 from alignx_jax.training import checkpoints, durable, locks, loop, progress, runs, stopping, wandb_log
 
+_SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
 _CHOOSING_PAIRS = 500  # held-out pairs that `--objective.contrastive.layer=auto` is chosen by
 
 
 def parse(arguments: list[str]) -> Config:
-    """Flags over a base configuration, by default configs/sample.py."""
+    """Flags over a base: --config, or configs/sample.py, or what the models to evaluate or export were trained with."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(arguments)
-    sample = known.config is None
     about = "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it."
-    base = pathlib.Path(__file__).parent / "configs" / "sample.py" if sample else known.config
-    config = configs.check(
-        tyro.cli(Config, args=rest, default=configs.load(str(base)), description=about, prog="run.py")
-    )
-    if sample and config.stage not in ("evaluate", "export"):
-        for flag, sources in (("parallel", config.data.parallel), ("instructions", config.data.instructions)):
-            if sources != ("sample",):
-                raise UserError(
-                    f"--data.{flag} is given without --config, whose default, configs/sample.py, has settings for the "
-                    "embedded sample alone; give --config=configs/llama2_7b_opus100.py (published settings) or your own"
-                )
+
+    def over(base: Config) -> Config:
+        return configs.check(tyro.cli(Config, args=rest, default=base, description=about, prog="run.py"))
+
+    if known.config is not None:
+        return over(configs.load(known.config))
+    sample = configs.load(str(_SAMPLE))
+    config = over(sample)
+    if config.stage in ("evaluate", "export"):
+        return over(base_of_models(config, sample))
+    for flag, sources in (("parallel", config.data.parallel), ("instructions", config.data.instructions)):
+        if sources != ("sample",):
+            raise UserError(
+                f"--data.{flag} is given without --config, whose default, configs/sample.py, has settings for the "
+                "embedded sample alone; give --config=configs/llama2_7b_opus100.py (published settings) or your own"
+            )
     return config
+
+
+def base_of_models(asked: Config, sample: Config) -> Config:
+    """The base of `evaluate` and `export` without --config.
+
+    Template, row length and precision are those that the models were trained with: of the newest stage of --run, or
+    with --model of the first run among the models. What is measured is as `Config` has it; the settings of `sample`,
+    for sentences of a few words, are for runs on the embedded sample and for its model alone.
+    """
+    if asked.model is None:
+        folders = [storage.path(asked.run) / name for name in reversed(STAGES)]
+    else:
+        given = [storage.path(path) for path in (asked.model, *asked.compare) if path != "sample"]
+        folders = [folder for folder in given if (folder / "huggingface").is_dir()]
+    stage = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if stage is None:
+        return sample if asked.model is None or not given else Config()
+    trained = configs.load(str(stage))
+    base = sample if trained.data.parallel == trained.data.instructions == ("sample",) else Config()
+    data = dataclasses.replace(trained.data, cache=base.data.cache)  # a folder of this machine
+    run = asked.run if asked.model is None else base.run
+    return dataclasses.replace(base, run=run, data=data, training=trained.training)
 
 
 def prepare(session: Session) -> None:
@@ -191,12 +218,20 @@ def evaluate(session: Session, models: list[str]) -> None:
         if material.directions:
             rows = config.evaluation.translation.rows
             sharding.check(subject.source.decoder_config(), session.mesh, rows, flag="evaluation.translation.rows")
+    if material.directions or config.evaluation.in_prompt:
+        session.line("template", config.data.template)
+    known = evaluation.notes(config, material, subjects)
+    for note in known:
+        session.line("note", note)
     with session.bars() as advance:
         results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
     results["command"] = session.command
 
     def write() -> None:
         session.console.print(report.terminal_table(results))
+        for what, text in report.terminal_notes(results):
+            if text not in known:
+                session.line(what, text)
         storage.make(session.run)
         path = session.run / "evaluation.json"
         durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -247,7 +247,7 @@ class EvaluationConfig:
     """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, `flores200:dev`,
     `flores200:devtest` (101 too), `ntrex128:test`, or `sample` (held out)."""
     languages: tuple[str, ...] = ()
-    """Languages compared with the pivot; empty: all in the file."""
+    """Languages compared with the pivot; empty: all in the file. English is measured besides, if all lines have it."""
     pivot: str = "en"
     """The language that every other one is retrieved from and to."""
     limit: _Count = 1000

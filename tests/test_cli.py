@@ -176,6 +176,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         ),
         (["--stage=evaluate", "--model=sample", "--evaluation.languages", "en", "tr"], ["(en ", "tr 0)"]),
         (["--stage=evaluate", "--model=sample", "--evaluation.languages", "en"], ["there are en"]),
+        (["--stage=evaluate", "--model=nowhere", "--evaluation.limit=4"], ["--evaluation.limit=4: retrieval needs 5"]),
         (["--stage=evaluate", "--model=sample", "--compare=nowhere"], ["nowhere: no such folder"]),
         (["--stage=evaluate", "--model=sample", "--data.template=nothing.json"], ["nothing.json", "no such file"]),
         (["--stage=evaluate", "--model=sample", "--evaluation.choices=no.jsonl"], ["--evaluation.choices", "no.jsonl"]),

@@ -328,7 +328,13 @@ def check_languages(languages: Collection[str], language_matching: bool) -> None
         )
 
 
-def multiway(path: str, languages: Sequence[str] = (), cache_folder: str = DataConfig.cache) -> dict[str, list[str]]:
+def multiway(
+    path: str,
+    languages: Sequence[str] = (),
+    cache_folder: str = DataConfig.cache,
+    besides: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, list[str]]:
     """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
 
     Args:
@@ -336,6 +342,8 @@ def multiway(path: str, languages: Sequence[str] = (), cache_folder: str = DataC
         published data set such as `flores200:devtest`, or `sample`, the held-out sentences.
       languages: codes to read; empty: all in the file. Lines without all of them are left out.
       cache_folder: where published data sets are built, `--data.cache`.
+      besides: codes to read too if no line is left out for it.
+      tell: called with a sentence on the lines that were left out, if there are any.
 
     Raises:
       UserError: no such file, a bad line, or no line with all languages.
@@ -354,6 +362,13 @@ def multiway(path: str, languages: Sequence[str] = (), cache_folder: str = DataC
     if not found:
         counts = ", ".join(f"{code} {there[code]}" for code in codes) or "no sentences"
         raise UserError(f"{path}: no line has all of the languages ({counts}); name fewer languages")
+    codes += [code for code in besides if code not in codes and all(code in sentences for sentences in found)]
+    if lost := len(lines) - len(found):
+        scarce = min(codes, key=lambda code: there[code])
+        tell(
+            f"{lost:,} of the {len(lines):,} lines of {path} lack a language and are left out (most often {scarce}, in "
+            f"{len(lines) - there[scarce]:,}); --evaluation.languages with the others alone keeps more."
+        )
     return {code: [sentences[code] for sentences in found] for code in codes}
 
 

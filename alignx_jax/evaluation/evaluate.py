@@ -6,13 +6,18 @@ resamples for every language and model, so that what is compared is paired. Rate
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import importlib.metadata
+import json
 import math
 import os
+import pathlib
 import platform
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -22,6 +27,7 @@ from jax.sharding import Mesh
 
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
+from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import harness, scoring, statistics, translation, translation_scores
 from alignx_jax.evaluation.measured import Advance, Material, Measured, Subject, measure
 from alignx_jax.exits import UserError
@@ -29,7 +35,9 @@ from alignx_jax.training import loop, runs
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
-_LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "numpy")
+_HOME = "en"  # what users of such methods fear for: always measured, translated only where it is asked for
+_CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
+_LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
 
 
 def check(config: Config) -> Material:
@@ -40,7 +48,10 @@ def check(config: Config) -> Material:
     """
     options = config.evaluation
     languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
-    everything = pipeline.multiway(options.sentences, languages, config.data.cache)
+    said: list[str] = []
+    everything = pipeline.multiway(options.sentences, languages, config.data.cache, (_HOME,), said.append)
+    if _HOME not in everything:
+        said.append(f"{options.sentences} has no English for these lines: what is forgotten of it is not measured.")
     if options.pivot not in everything or len(everything) < 2:
         raise UserError(
             f"{options.sentences}: languages are compared with the pivot {options.pivot} (--evaluation.pivot); "
@@ -49,7 +60,11 @@ def check(config: Config) -> Material:
     count = len(everything[options.pivot])
     if count < _FEWEST:
         raise UserError(f"{options.sentences}: {count} sentences in all of the languages; retrieval needs {_FEWEST}")
-    directions = translation.parse_directions(options.translation.directions, tuple(everything), options.pivot)
+    if options.limit < _FEWEST:
+        raise UserError(f"--evaluation.limit={options.limit}: retrieval needs {_FEWEST} sentences; raise it")
+    asked = {normalize(code) for code in languages or everything}
+    translated = tuple(code for code in everything if code in asked)
+    directions = translation.parse_directions(options.translation.directions, translated, options.pivot)
     template = prompts.load(config.data.template)
     shown = {code: lines[options.translation.limit :] for code, lines in everything.items()}
     if directions:
@@ -63,6 +78,7 @@ def check(config: Config) -> Material:
         directions=directions,
         choices=_choices(options.choices, everything),
         template=template,
+        notes=tuple(said),
     )
 
 
@@ -104,6 +120,47 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
     return found
 
 
+def notes(config: Config, material: Material, models: Sequence[Subject]) -> list[str]:
+    """What a reader of the results has to know besides, as far as it is known before anything is measured."""
+    found = list(material.notes)
+    if material.directions or config.evaluation.in_prompt:
+        for model in models:
+            trained = model.source.config()
+            if trained and trained.data.template != config.data.template:
+                found.append(
+                    f"{model.source.name} was trained with the template {trained.data.template} and is asked with "
+                    f"{config.data.template} (--data.template), in a form that it has not learned."
+                )
+    return found
+
+
+def _notes_on_translation(record: dict[str, Any], options: EvaluationConfig) -> list[str]:
+    """Where many outputs were cut off, which lowers every score."""
+    directions = (record["translation"] or {}).get("directions", {})
+    cut = {name: of["cut"] for name, of in directions.items() if of["cut"] > _CUT}
+    if not cut:
+        return []
+    most = max(cut, key=cut.get)
+    return [
+        f"{record['name']}: in {len(cut)} of {len(directions)} directions more than {_CUT:.0%} of the outputs were cut "
+        f"off at --evaluation.translation.max-tokens={options.translation.max_tokens} (most: {most}, {cut[most]:.0%}); "
+        "scores of these are too low; raise it, unless the model never stops."
+    ]
+
+
+def _notes_on_tasks(record: dict[str, Any]) -> list[str]:
+    """Where prompts lost their beginning: instructions and examples, perhaps."""
+    requests = record["task_requests"] or {"cut": {}}
+    cut = {name: f"{n:,} of {of:,}" for name, (n, of) in requests["cut"].items() if n}
+    if not cut:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in cut.items())
+    return [
+        f"{record['name']}: requests of tasks lost their beginning, as they are longer than {requests['max_length']:,} "
+        f"tokens: {listed}."
+    ]
+
+
 def evaluate(
     config: Config, material: Material, models: Sequence[Subject], mesh: Mesh, advance: Advance
 ) -> dict[str, Any]:
@@ -120,21 +177,51 @@ def evaluate(
     """
     options = config.evaluation
     measured = [measure(config, material, model, mesh, advance) for model in models]
+    records = [_record(one, measured[0], options, config.seed) for one in measured]
     return {
         "format": FORMAT,
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
+        "versions": versions(),
         "config": dataclasses.asdict(config),
         "sentences": {
             "file": options.sentences,
             "count": len(material.sentences[options.pivot]),
             "languages": list(material.sentences),
             "pivot": options.pivot,
+            "sha256": _digest(material),
         },
         "baseline": models[0].source.name,
-        "models": [_record(one, measured[0], options, config.seed) for one in measured],
+        "notes": [
+            *notes(config, material, models),
+            *(note for record in records for note in _notes_on_translation(record, options)),
+            *(note for record in records for note in _notes_on_tasks(record)),
+        ],
+        "models": records,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of all that numbers depend on and that is installed."""
+    found = {"alignx_jax": _own_version(), "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # lm_eval is optional
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _own_version() -> str:
+    """A clone is no installed package: its version is in the file beside it, whatever else is installed."""
+    file = pathlib.Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if file.is_file():
+        return tomllib.loads(file.read_text(encoding="utf-8"))["project"]["version"]
+    return importlib.metadata.version("alignx_jax")
+
+
+def _digest(material: Material) -> str:
+    """SHA-256 of the sentences that were measured or translated, by language: of their JSON with sorted keys."""
+    used = {code: max(lines, material.translated[code], key=len) for code, lines in material.sentences.items()}
+    return hashlib.sha256(json.dumps(used, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _record(one: Measured, base: Measured, options: EvaluationConfig, seed: int) -> dict[str, Any]:

@@ -38,6 +38,17 @@ class Score(NamedTuple):
     """Standard error; None where the harness gives none."""
 
 
+class Tasks(NamedTuple):
+    """What the harness measures of a model."""
+
+    scores: dict[str, dict[str, Score]]
+    """By task and `metric,filter`; a group of tasks is there beside its members."""
+    max_length: int
+    """Most tokens of a request."""
+    cut: dict[str, list[int]]
+    """Of each task how many requests lost their beginning, as they were longer, and how many there were."""
+
+
 def evaluate_tasks(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -48,21 +59,20 @@ def evaluate_tasks(
     data: str | None,
     limit: int | None,
     rows: int,
-    row_length: int,
     dtype: jnp.dtype,
     progress: scoring.Progress | None = None,
-) -> dict[str, dict[str, Score]]:
-    """What the harness measures, by task and `metric,filter`; a group of tasks is there beside its members.
+) -> Tasks:
+    """Runs tasks of the harness, with requests as long as the model's context, of 2,048 tokens at most.
 
     Args:
       folder: the model's Hugging Face folder: its configuration and tokenizer.
       tasks: names of the harness's tasks and of ours.
       data: folder of the files that our tasks read.
       limit: most items a task.
-      rows, row_length, dtype, progress: as of `scoring.log_likelihoods`; a longer request loses its beginning.
+      rows, dtype, progress: as of `scoring.log_likelihoods`.
 
     Raises:
-      UserError: as `load_tasks`.
+      UserError: as `load_tasks`; a task that asks for more tokens than a request can have.
     """
     loaded = load_tasks(tuple(tasks), data)
     from lm_eval import simple_evaluate
@@ -70,11 +80,12 @@ def evaluate_tasks(
 
     from alignx_jax.evaluation.harness_model import AlignXLM
 
-    model = AlignXLM(decoder, tokenizer, folder, mesh, rows=rows, row_length=row_length, dtype=dtype, progress=progress)
+    model = AlignXLM(decoder, tokenizer, folder, mesh, rows=rows, dtype=dtype, progress=progress)
     found = simple_evaluate(
         model, tasks=loaded, limit=limit, log_samples=False, task_manager=TaskManager(include_defaults=False)
     )["results"]
-    return {name: _scores(of) for name, of in found.items()}
+    scores = {name: _scores(of) for name, of in found.items()}
+    return Tasks(scores, model.max_length, {name: [model.cut[name], of] for name, of in model.requests.items()})
 
 
 def _scores(results: dict[str, Any]) -> dict[str, Score]:

@@ -6,13 +6,14 @@ Everything of the harness is imported here; `harness` imports this module where 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 import transformers
 from datasets import Dataset
 from jax.sharding import Mesh
@@ -32,6 +33,9 @@ from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.training import runs
 
+_LONGEST = 2048  # tokens: of `hf` too, where a model names no context. A score's memory grows with the square of it,
+# and hardly a prompt is longer: most models' own contexts, of 8,192 to 131,072 tokens, would be paid for nothing.
+_SHORTEST = 256  # tokens of a row; powers of two above, so that few programs are compiled
 _log = logging.getLogger(__name__)
 
 
@@ -51,8 +55,8 @@ class AlignXLM(TemplateLM):
         mesh: Mesh,
         *,
         rows: int,
-        row_length: int,
         dtype: jnp.dtype,
+        max_length: int | None = None,
         max_gen_toks: int = 256,
         progress: scoring.Progress | None = None,
     ):
@@ -60,17 +64,24 @@ class AlignXLM(TemplateLM):
         Args:
           folder: the model's Hugging Face folder: its configuration and tokenizer.
           rows: rows scored, or sequences generated, at a time, over all devices.
-          row_length: most tokens of a request, `max_length` of the harness.
+          max_length: most tokens of a request; a longer one loses its beginning, as with `hf`. Unset: the model's
+            context, 2,048 at most.
           max_gen_toks: most new tokens where a task does not say.
         """
         super().__init__()
         self._decoder, self._tokenizer, self._mesh = decoder, tokenizer, mesh
         self._options = {"rows": rows, "dtype": dtype, "progress": progress}
-        self._row_length, self._max_gen_toks = row_length, max_gen_toks
+        self.max_length = max_length or min(decoder.config.max_positions, _LONGEST)
+        self.requests: Counter[str | None] = Counter()
+        """How many there were of each task, so far."""
+        self.cut: Counter[str | None] = Counter()
+        """How many of them lost their beginning."""
+        self._asking: list[str | None] = []
+        self._max_gen_toks = max_gen_toks
         special = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._adds_bos = special.encode("")[:1] == [tokenizer.bos_id]
         self._bos_text, self._eos_text = special.bos_token, special.eos_token
-        self._eos_ids = _end_tokens(folder) | {tokenizer.eos_id}
+        self._eos_ids = set(huggingface.stop_ids(folder, tokenizer.eos_id))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> AlignXLM:
@@ -107,19 +118,31 @@ class AlignXLM(TemplateLM):
         return [self._tokenizer.bos_id, *ids.tolist()]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._asking = [request.task_name for request in requests]  # which the tokens come without
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
     ) -> list[tuple[float, bool]]:
+        for _, _, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"--evaluation.tasks: a continuation to score has {len(continuation)} tokens, and a request at "
+                    f"most {self.max_length}; leave the task out"
+                )
+        self._count(self._asking, [len(a) + len(b) > self.max_length + 1 for _, a, b in requests], self.max_length)
         return self._scored([(context, continuation) for _, context, continuation in requests])
 
+    def _count(self, tasks: Sequence[str | None], cut: Sequence[bool], length: int) -> None:
+        self.requests.update(tasks)
+        self.cut.update(itertools.compress(tasks, cut))
+        if any(cut):
+            _log.warning("%d of %d requests are cut to their last %d tokens", sum(cut), len(cut), length)
+
     def _scored(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        if cut := sum(len(a) + len(b) > self._row_length + 1 for a, b in requests):
-            _log.warning("%d of %d contexts are cut to %d tokens", cut, len(requests), self._row_length)
-        scores = scoring.log_likelihoods(
-            self._decoder, requests, self._mesh, row_length=self._row_length, **self._options
-        )
+        longest = max((len(a) + len(b) - 1 for a, b in requests), default=1)
+        row_length = min(self.max_length, max(_SHORTEST, 1 << (longest - 1).bit_length()))
+        scores = scoring.log_likelihoods(self._decoder, requests, self._mesh, row_length=row_length, **self._options)
         return list(zip(scores.log_probability.tolist(), scores.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -127,11 +150,12 @@ class AlignXLM(TemplateLM):
             [
                 make_disjoint_window(window)
                 for window in get_rolling_token_windows(
-                    self.tok_encode(request.args[0]), self.prefix_token_id, self._row_length, context_len=1
+                    self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
                 )
             ]
             for request in requests
         ]
+        self._count([request.task_name for request in requests], [], self.max_length)  # windows hold all of a text
         scores = iter(self._scored([window for of in windows for window in of]))
         return [sum(next(scores)[0] for _ in of) for of in windows]
 
@@ -141,23 +165,23 @@ class AlignXLM(TemplateLM):
         for n, request in enumerate(requests):
             by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(n)
         for settings, numbers in by_settings.items():
-            prompts = [requests[n].args[0] for n in numbers]
-            for n, text in zip(numbers, self._generated(prompts, json.loads(settings)), strict=True):
+            some = [requests[n] for n in numbers]
+            for n, text in zip(numbers, self._generated(some, json.loads(settings)), strict=True):
                 texts[n] = text
         return texts
 
-    def _generated(self, prompts: Sequence[str], settings: dict) -> list[str]:
+    def _generated(self, requests: Sequence[Instance], settings: dict) -> list[str]:
         settings = dict(normalize_gen_kwargs(settings, self._max_gen_toks))
         stops = [stop for stop in handle_stop_sequences(settings.pop("until"), self._eos_text) if stop]
         count = settings.pop("max_gen_toks")
-        if count >= self._row_length:
+        if count >= self.max_length:
             raise UserError(
-                f"a task asks for {count} new tokens, a row has {self._row_length}; raise --data.row-length"
+                f"--evaluation.tasks: a task asks for {count} new tokens, and a request has at most {self.max_length} "
+                "with them; leave the task out"
             )
-        encoded = [self.tok_encode(prompt) for prompt in prompts]
-        room = self._row_length - count
-        if cut := sum(len(ids) > room for ids in encoded):
-            _log.warning("%d of %d prompts are cut to their last %d tokens", cut, len(encoded), room)
+        encoded = [self.tok_encode(request.args[0]) for request in requests]
+        room = self.max_length - count
+        self._count([request.task_name for request in requests], [len(ids) > room for ids in encoded], room)
         found = generation.generate(
             self._decoder,
             [ids[-room:] for ids in encoded],
@@ -207,19 +231,11 @@ def _decoding(settings: dict) -> generation.Decoding:
     return generation.Decoding()
 
 
-def _end_tokens(folder: pathlib.Path) -> set[int]:
-    """What ends a text by the model's own account."""
-    file = folder / "generation_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else huggingface.read_config(folder)
-    ids = settings.get("eos_token_id")
-    return set() if ids is None else set(np.atleast_1d(ids).tolist())
-
-
 def _load(
     pretrained: str,
     mesh: str = "1x1",
     rows: int = 32,
-    row_length: int = 2048,
+    max_length: int | None = None,
     dtype: str = "bfloat16",
     max_gen_toks: int = 256,
 ) -> AlignXLM:
@@ -234,8 +250,8 @@ def _load(
         source.huggingface,
         on,
         rows=rows,
-        row_length=row_length,
         dtype=jnp.dtype(dtype),
+        max_length=max_length,
         max_gen_toks=max_gen_toks,
     )
 

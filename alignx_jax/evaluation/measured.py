@@ -18,6 +18,7 @@ from alignx_jax.config import Config
 from alignx_jax.data import prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
+from alignx_jax.models import huggingface
 from alignx_jax.training import metrics as training_metrics
 from alignx_jax.training import runs
 from alignx_jax.training.step import LOSSES
@@ -49,6 +50,8 @@ class Material:
     directions: list[tuple[str, str]]
     choices: dict[str, list[scoring.Item]]
     template: prompts.Template
+    notes: tuple[str, ...]
+    """What to know of the sentences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     options, source, sentences = config.evaluation, subject.source, material.sentences
     encoder = tokenizer.load(source.huggingface)
     tokenizer.check(encoder, source.decoder_config().vocab_size)
+    eos_ids = huggingface.stop_ids(source.huggingface, encoder.eos_id)
     decoder, dtype = source.load(mesh), jnp.dtype(config.training.compute_dtype)
     shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
 
@@ -102,11 +106,12 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             material.directions,
             options.translation,
             mesh,
+            eos_ids=eos_ids,
             dtype=dtype,
             seed=config.seed,
             progress=told("translation"),
         )
-        translated = _scores(outputs, material.translated, config)
+        translated = _scores(*outputs, material.translated, config)
     tasks = None
     if options.tasks:
         tasks = harness.evaluate_tasks(
@@ -117,7 +122,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             options.tasks,
             data=options.tasks_data,
             limit=options.tasks_limit,
-            **shape,
+            rows=options.rows,
+            dtype=dtype,
             progress=told("tasks"),
         )
     unknown, per_sentence = _writing(encoder, sentences)
@@ -131,21 +137,22 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "unknown_rate": unknown,
         "tokens_per_sentence": per_sentence,
         "alignment": aligned,
-        "tasks": tasks,
+        "tasks": tasks and tasks.scores,
+        "task_requests": tasks and {"max_length": tasks.max_length, "cut": tasks.cut},
         "projection": projection,
         "training": _history(source),
     }
     return Measured(source.name, record, hits_KxN, text, endings, choices, translated)
 
 
-def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
+def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
     """Of the first process, which writes the results: the others need none of COMET and its like.
 
     They wait here: it may take minutes, which a collective that they came to first might not.
     """
     options = config.evaluation
     return hosts.first(
-        "scores", lambda: translation_scores.score(outputs, sentences, options.pivot, options.translation)
+        "scores", lambda: translation_scores.score(outputs, sentences, options.pivot, options.translation, cut)
     )
 
 

@@ -90,7 +90,7 @@ def _context(results: dict) -> dict:
         "sentences": results["sentences"],
         "tokenization": tables.tokenization(results),
         "versions": results["versions"],
-        "warnings": verdict.warnings(results),
+        "warnings": _warnings(results),
         "words": {"better": "better", "worse": "worse", "same": "cannot tell", "": "no interval"},
     }
 
@@ -160,6 +160,18 @@ def terminal_table(results: dict) -> rich_table.Table:
             shown.add_section()
             shown.add_row(Text(row.label, style="bold"))
     return shown
+
+
+def terminal_notes(results: dict) -> list[tuple[str, str]]:
+    """Lines below the table, each with what it is: what scores were made with, what is missing or in doubt."""
+    translated = [model["translation"] for model in results["models"] if model["translation"]]
+    found = [("scores", f"{name} {text}") for of in translated for name, text in of["signatures"].items()]
+    notes = [*(note for of in translated for note in of["notes"]), *_warnings(results)]
+    return list(dict.fromkeys([*found, *(("note", note) for note in notes)]))
+
+
+def _warnings(results: dict) -> list[str]:
+    return [*results["notes"], *verdict.warnings(results)]
 
 
 def _terminal_cell(cell: cells.Cell) -> Text:

@@ -38,9 +38,9 @@ _OF_TEXT = {
     "Two-option items": (SHARE, "choices", "choices"),
 }
 """What is measured of the text of a language: style, name of its change in `intervals`, path around the language."""
-_METRICS = {"COMET": INDEX, "off_target": SHARE_OF_ERRORS, "copy": SHARE_OF_ERRORS, "empty": SHARE_OF_ERRORS}
+_METRICS = {"COMET": INDEX, **dict.fromkeys(("off_target", "copy", "empty", "cut"), SHARE_OF_ERRORS)}
 """Metrics of translation; the others, such as spBLEU with its tokenizers, are scores."""
-_METRIC_NAMES = {"off_target": "off-target", "copy": "copied"}
+_METRIC_NAMES = {"off_target": "off-target", "copy": "copied", "cut": "cut off"}
 _DIRECTION = re.compile(r"([a-z]+(?:-[A-Z][a-z]+)?)-([a-z]+(?:-[A-Z][a-z]+)?)")
 
 

@@ -13,6 +13,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -30,6 +31,15 @@ Direction = tuple[str, str]
 
 COMET = "comet-score"
 """The program of `unbabel-comet`, which cannot be imported here: it needs NumPy 1 and transformers 4."""
+
+
+class Outputs(NamedTuple):
+    """What a model writes for every sentence, by direction."""
+
+    lines: dict[Direction, list[str]]
+    cut: dict[Direction, list[bool]]
+    """Whether the line had not ended after `max_tokens`: neither an end token came nor a line break."""
+
 
 _FLAG = "--evaluation.translation"
 
@@ -122,10 +132,11 @@ def translate(
     config: TranslationConfig,
     mesh: Mesh,
     *,
+    eos_ids: Sequence[int],
     dtype: jnp.dtype,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[Direction, list[str]]:
+) -> Outputs:
     """What the model writes for every sentence in every direction; all of them are generated together.
 
     Of what is generated the first line with any text counts: sentences in training are one line and an end token, and
@@ -135,6 +146,7 @@ def translate(
       sentences: of each language; number n says the same in all.
       examples: sentences likewise, none of those to be translated; the first `config.shots` of them are shown,
         translated in the same direction, before each sentence.
+      eos_ids: any of these ends a translation; see `huggingface.stop_ids`.
       progress: called with the numbers of translations done and wanted.
 
     Raises:
@@ -158,7 +170,7 @@ def translate(
         requests,
         mesh,
         max_tokens=config.max_tokens,
-        eos_ids=[tokenizer.eos_id],
+        eos_ids=eos_ids,
         rows=config.rows,
         dtype=dtype,
         decoding=generation.Decoding(
@@ -168,8 +180,15 @@ def translate(
         progress=progress,
     )
     # An embedding may have rows beyond the tokenizer, which SentencePiece cannot decode.
-    lines = [first_line(tokenizer.decode([i for i in ids if i < tokenizer.vocab_size])) for ids in outputs]
-    return {pair: lines[n * count : (n + 1) * count] for n, pair in enumerate(directions)}
+    texts = [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]) for ids in outputs]
+    cut = [
+        len(ids) == config.max_tokens and "\n" not in text.lstrip() for ids, text in zip(outputs, texts, strict=True)
+    ]
+    places = {pair: slice(n * count, (n + 1) * count) for n, pair in enumerate(directions)}
+    return Outputs(
+        {pair: [first_line(text) for text in texts[place]] for pair, place in places.items()},
+        {pair: cut[place] for pair, place in places.items()},
+    )
 
 
 def prompts(

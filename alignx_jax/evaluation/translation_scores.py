@@ -110,12 +110,14 @@ def score(
     sentences: Mapping[str, Sequence[str]],
     pivot: str,
     config: TranslationConfig,
+    cut: Mapping[Direction, Sequence[bool]],
 ) -> Result:
     """Scores what `translation.translate` returned; references are the sentences of the target language.
 
     - BLEU with sacrebleu's tokenizer for the target language, which is in the signature; spBLEU with each of its two
       tokenizers, left out where that is neither on this machine nor to be downloaded; chrF++; COMET if asked for.
     - `empty`: share of outputs without text.
+    - `cut`: share of outputs that were cut off at `max_tokens`.
     - `copy`: share of outputs that are their source. Compared are letters, marks and numbers, NFKC and casefolded.
     - `off_target`: share, of the outputs with text, of those to which py3langid gives a probability below 0.2 of being
       in the target language. It does not tell scripts of a language apart.
@@ -136,7 +138,7 @@ def score(
             _add(result, name, metric, list(outputs), name)
     if config.comet:
         _add_comet(result, config.comet)
-    _add_rates(result)
+    _add_rates(result, cut)
     result.notes.extend(_notes_on_identifier({code: sentences[code] for code in targets}))
     return result
 
@@ -216,12 +218,13 @@ def _add_comet(result: Result, checkpoint: str) -> None:
     result.signatures["COMET"] = checkpoint
 
 
-def _add_rates(result: Result) -> None:
+def _add_rates(result: Result, cut: Mapping[Direction, Sequence[bool]]) -> None:
     result.signatures["off_target"] = f"py3langid:{importlib.metadata.version('py3langid')}|probability:<{LEAST}"
     for (source, target), lines in result.outputs.items():
         text_N, every_N = np.array([bool(line) for line in lines]), np.ones(len(lines), bool)
         pairs = zip(map(_bare, lines), map(_bare, result.sentences[source]), strict=True)
         rates = {"copy": (np.array([a == b != "" for a, b in pairs]), every_N), "empty": (~text_N, every_N)}
+        rates["cut"] = np.array(cut[source, target]), every_N
         label = label_of(target)
         if label is not None and text_N.any():
             off_N = np.array([bool(line) and is_improbable(line, label) for line in lines])

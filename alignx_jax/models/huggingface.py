@@ -57,6 +57,24 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return config
 
 
+def stop_ids(folder: str | pathlib.Path, eos_id: int) -> list[int]:
+    """Tokens that end a text of a model: its tokenizer's end token, and those of its generation_config.json.
+
+    Models of instructions end a turn with another token than a text, and only that file, or config.json where there is
+    none, names both (`eos_token_id`), as `generate` of transformers reads them.
+
+    Raises:
+      UserError: a file that is not a JSON object, or something else than token ids in it.
+    """
+    file = pathlib.Path(folder) / "generation_config.json"
+    settings = _read_json(file, "") if file.is_file() else read_config(folder)
+    ids = settings.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+        raise UserError(f"{file}: eos_token_id has to be a token id or a list of them; download it again")
+    return sorted({eos_id, *ids})
+
+
 def _read_json(file: pathlib.Path, hint: str) -> dict[str, Any]:
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)

@@ -159,7 +159,7 @@ def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
         *((of, [("en", code), (code, "en")], TRANSLATED["pivot"]) for code, of in tests.apart.items()),
     ):
         some = {code: lines[:count] for code, lines in sentences.items()}
-        outputs = translation.translate(
+        outputs, cut = translation.translate(
             decoder,
             encoder,
             template,
@@ -168,10 +168,11 @@ def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
             directions,
             TRANSLATION,
             mesh,
+            eos_ids=[encoder.eos_id],
             dtype=ENCODED["dtype"],
             seed=0,
         )
-        scores = translation_scores.score(outputs, some, "en", TRANSLATION)
+        scores = translation_scores.score(outputs, some, "en", TRANSLATION, cut)
         for (source, target), measures in scores.measures.items():
             values = {name: measures[name].value for name in METRICS if name in measures}
             translated[f"{source}-{target}"] = values | {"sample": outputs[source, target][0]}

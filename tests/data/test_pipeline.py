@@ -416,6 +416,15 @@ def test_multiway_sentences(tmp_path):
     path = tmp_path / "ways.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(json.dumps({"text": line}) for line in lines).encode()))
     assert pipeline.multiway(str(path)) == {"de": ["eins", "drei"], "en": ["one", "three"], "fr": ["un", "trois"]}
+    assert list(pipeline.multiway(str(path), ["fr"], besides=("en", "de", "fr"))) == ["fr", "en"]  # de costs a line
+    said = []
+    pipeline.multiway(str(path), tell=said.append)
+    assert said == [
+        f"1 of the 3 lines of {path} lack a language and are left out (most often de, in 1); "
+        "--evaluation.languages with the others alone keeps more."
+    ]
+    pipeline.multiway(str(path), ["fra", "en"], tell=said.append)  # which all lines have
+    assert len(said) == 1
     assert pipeline.multiway(str(path), ["fra", "en"]) == {"fr": ["un", "deux", "trois"], "en": ["one", "two", "three"]}
     with pytest.raises(UserError, match=r"no line has all of the languages \(en 3, sw 0\)"):
         pipeline.multiway(str(path), ["en", "sw"])

@@ -31,7 +31,14 @@ def build(models: int = 4, languages: int = 10, layers: int = 16, seed: int = 0)
             "evaluation": {"sentences": "example", "pivot": "en", "limit": 1000, "translation": {"method": "greedy"}},
             "seed": 0,
         },
-        "sentences": {"file": "EXAMPLE: every number is invented", "count": 546, "languages": codes, "pivot": "en"},
+        "sentences": {
+            "file": "EXAMPLE: every number is invented",
+            "count": 546,
+            "languages": codes,
+            "pivot": "en",
+            "sha256": "0" * 64,
+        },
+        "notes": ["stage 2 was trained with another template."],
         "baseline": every[0]["name"],
         "models": every,
     }
@@ -97,6 +104,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "xcopa_zh": {"acc,none": [0.531 + gain / 9, 0.0223]},
             "wikitext": {"word_perplexity,none": [31.2 + 0.4 * m, 0.31]},
         },
+        "task_requests": {"max_length": 2048, "cut": {"arc_easy": [0, 9501], "xcopa_zh": [3, 1000]}},
         "projection": {str(layer): _projection(rng, codes, layer / layers, gain) for layer in (0, align, layers)},
         "training": _training(rng, m) if m else None,
     }
@@ -154,6 +162,7 @@ def _translation(rng, codes: list[str], gain: float, first: bool) -> dict:
             "off_target": float(0.31 - 0.5 * gain),
             "copy": float(0.06 - 0.1 * gain),
             "empty": 0.004,
+            "cut": 0.02,
             "chrF++_interval": _interval(chrf, 1.3),
         }
 

@@ -1,7 +1,10 @@
 """One evaluation as a whole: what it compares with what, and that its record is what the report reads."""
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import pathlib
 import shutil
 
 import jax
@@ -91,7 +94,7 @@ def results(config, twin):
 
 def test_the_record_has_all_that_the_report_reads(results, tmp_path):
     example = results_example.build(models=2)
-    assert results.keys() == example.keys()
+    assert results.keys() == example.keys() and results["sentences"].keys() == example["sentences"].keys()
     for ours, theirs in zip(results["models"], example["models"], strict=True):
         assert ours.keys() >= theirs.keys() - {"layers_measured"}
         assert ours["alignment"].keys() >= theirs["alignment"].keys()
@@ -146,6 +149,10 @@ def test_changes_are_against_the_first_model_and_paired(results):
         value, low, high = twin["intervals"]["bits_per_byte_change"][code]
         change = twin["perplexity"][code]["bits_per_byte"][0] - base["perplexity"][code]["bits_per_byte"][0]
         assert value == pytest.approx(change) and low <= value <= high
+    # Six tokens are too few for these sentences: what was cut off is counted, and told.
+    assert base["translation"]["directions"]["en-zh"]["cut"] == 1
+    expected = "more than 5% of the outputs were cut off at --evaluation.translation.max-tokens=6"
+    assert [expected in note for note in results["notes"]] == [True, True]
     # The scale of the logits moves no maximum: the translations are the same.
     assert [s["output"] for s in twin["translation"]["samples"]] == [
         s["output"] for s in base["translation"]["samples"]
@@ -174,8 +181,81 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
         evaluate.subjects(beyond, [base])
 
 
-def test_items_are_those_in_the_languages_of_the_sentences(config, choices):
+def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
+    (tmp_path / "huggingface").mkdir()
+    shutil.copy(runs.SAMPLE_MODEL / "config.json", tmp_path / "huggingface")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, template="alpaca"))
+    (tmp_path / "config.json").write_text(to_json(other))
+    material = evaluate.check(config)
+    models = evaluate.subjects(config, [_source("sample"), runs.Source("stage 1", tmp_path / "huggingface", tmp_path)])
+    (note,) = evaluate.notes(config, material, models)
+    assert note.startswith("stage 1 was trained with the template alpaca and is asked with sample (--data.template)")
+    assert evaluate.notes(other, material, models) == []
+    silent = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, in_prompt=False))
+    assert evaluate.notes(silent, dataclasses.replace(material, directions=[]), models) == []
+
+
+def test_tasks_whose_prompts_were_cut_are_told():
+    record = {"name": "stage 1", "task_requests": {"max_length": 2048, "cut": {"a": [0, 9], "b": [3, 1200]}}}
+    (note,) = evaluate._notes_on_tasks(record)
+    assert note.startswith("stage 1: ") and note.endswith("longer than 2,048 tokens: b 3 of 1,200.")
+    assert evaluate._notes_on_tasks({"name": "stage 1", "task_requests": None}) == []
+
+
+def test_versions_and_sentences_are_written_down(config, results, monkeypatch):
+    assert results["versions"] == evaluate.versions()
+    assert list(results["versions"]) == [
+        *("alignx_jax", "python", "jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
+    ]
+    text = (pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{results["versions"]["alignx_jax"]}"\n' in text
+
+    def of(limit, translated):
+        options = dataclasses.replace(config.evaluation, limit=limit, translation=Translation(limit=translated))
+        return evaluate._digest(evaluate.check(dataclasses.replace(config, evaluation=options)))
+
+    sentences = {code: lines[:12] for code, lines in pipeline.multiway("sample", CODES).items()}
+    ordered = {code: sentences[code] for code in sorted(sentences)}
+    expected = hashlib.sha256(json.dumps(ordered, ensure_ascii=False).encode()).hexdigest()
+    assert results["sentences"]["sha256"] == expected == of(12, 3) == of(6, 12) != of(13, 3)
+
+    def version(name):
+        if name == "lm_eval":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert "lm_eval" not in evaluate.versions() and evaluate.versions()["numpy"] == "1"
+    monkeypatch.setattr(pathlib.Path, "is_file", lambda _: False)  # a wheel has no pyproject.toml
+    assert evaluate.versions()["alignx_jax"] == "1"
+
+
+def test_items_are_those_in_the_languages_of_the_sentences(config, choices, tmp_path):
     assert set(evaluate.check(config).choices) == {"en", "de"}
     others = dataclasses.replace(config.evaluation, languages=("fr", "zh"), pivot="zh", translation=Translation())
-    with pytest.raises(UserError, match=r"choices: items in de, en, but sentences in zh, fr"):
+    assert set(evaluate.check(dataclasses.replace(config, evaluation=others)).choices) == {"en"}
+    lines = pathlib.Path(choices).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "de.jsonl").write_text("".join(line for line in lines if '"de"' in line), encoding="utf-8")
+    others = dataclasses.replace(others, choices=(str(tmp_path / "de.jsonl"),))
+    with pytest.raises(UserError, match=r"choices: items in de, but sentences in zh, fr, en"):
         evaluate.check(dataclasses.replace(config, evaluation=others))
+
+
+def test_english_is_always_measured_and_translated_where_it_is_asked_for(config, tmp_path):
+    def check(pivot, languages, sentences="sample"):
+        options = dataclasses.replace(config.evaluation, pivot=pivot, languages=languages, choices=())
+        options = dataclasses.replace(options, sentences=str(sentences), translation=Translation())
+        return evaluate.check(dataclasses.replace(config, evaluation=options))
+
+    found = check("de", ("fra",))
+    assert list(found.sentences) == ["de", "fr", "en"] and not found.notes
+    assert found.directions == [("de", "fr"), ("fr", "de")]
+    assert ("de", "en") in check("de", ("fr", "en")).directions
+    lines = [{"de": f"{n} eins", "fr": f"{n} un", **({"en": "one"} if n else {})} for n in range(6)]
+    (tmp_path / "ways.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    found = check("de", ("fr",), tmp_path / "ways.jsonl")
+    assert list(found.sentences) == ["de", "fr"] and len(found.sentences["de"]) == 6
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path / 'ways.jsonl'} has no English for these lines: ")
+    found = check("de", (), tmp_path / "ways.jsonl")
+    assert list(found.sentences) == ["de", "en", "fr"] and "1 of the 6 lines" in found.notes[0]

@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 import sys
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -21,7 +22,7 @@ from lm_eval.tasks import TaskManager, _yaml_loader, manager
 
 from alignx_jax import sharding
 from alignx_jax.data import tokenizer
-from alignx_jax.evaluation import harness, harness_model
+from alignx_jax.evaluation import harness, harness_model, scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
@@ -31,7 +32,7 @@ torch.set_num_threads(1)  # the model is tiny, and JAX's threads want the cores
 
 TASKS = pathlib.Path(manager.__file__).parent
 LENGTH = 64
-OPTIONS = {"rows": 8, "row_length": LENGTH, "dtype": jnp.float32}
+OPTIONS = {"rows": 8, "dtype": jnp.float32}
 LONG = "The teacher bought a red book this morning and went to school. " * 6
 TEXTS = ["The dog sleeps.", "Der Hund schläft.", "狗在睡觉。", "الكلب نائم.", "one\nline", "Zürich 😀", LONG]
 SPACED = ["  two  spaces\n\nand lines ", " a", "<s>The dog"]  # which SentencePiece and transformers write differently
@@ -72,7 +73,7 @@ def ours(request, exported):
     spec, name = request.param.split()
     mesh, folder = sharding.make_mesh(spec), exported / name
     made = huggingface.load(folder, mesh), tokenizer.load(folder), folder, mesh
-    return Ours(*made, harness_model.AlignXLM(*made, **OPTIONS, max_gen_toks=16))
+    return Ours(*made, harness_model.AlignXLM(*made, **OPTIONS, max_length=LENGTH, max_gen_toks=16))
 
 
 def instances(kind, arguments):
@@ -94,7 +95,7 @@ def test_loglikelihood_is_that_of_hf(ours, theirs, caplog):
     pairs += [(LONG, " and a dog."), ("A", LONG[:90]), ("The cat eats", " fish")]
     requests = instances("loglikelihood", pairs)
     got, expected = ours.model.loglikelihood(requests), theirs.loglikelihood(requests)
-    assert "1 of 13 contexts are cut to 64 tokens" in caplog.text
+    assert "1 of 13 requests are cut to their last 64 tokens" in caplog.text
     assert [g[0] for g in got] == pytest.approx([e[0] for e in expected], abs=1e-4, rel=1e-6)
     assert [g[1] for g in got] == [e[1] for e in expected]
 
@@ -140,7 +141,7 @@ def test_generation_without_a_count_takes_the_models(ours, theirs, monkeypatch):
 def test_generation_that_we_have_not(ours):
     for settings, says in [
         ({"repetition_penalty": 2.0}, "generation_kwargs ask for repetition_penalty"),
-        ({"max_gen_toks": 64}, r"64 new tokens, a row has 64; raise --data\.row-length"),
+        ({"max_gen_toks": 64}, "64 new tokens, and a request has at most 64 with them; leave the task out"),
     ]:
         with pytest.raises(UserError, match=says):
             ours.model.generate_until(instances("generate_until", [("The dog", {"until": ["."], **settings})]))
@@ -194,7 +195,7 @@ def compared(ours, names, theirs, data, limit=None):
         data=str(data),
         limit=limit,
         progress=lambda done, count: heard.append((done, count)),
-        **OPTIONS | {"row_length": theirs.max_length},
+        **OPTIONS,
     )
     assert heard and all(done <= count for done, count in heard)
     expected = simple_evaluate(
@@ -204,18 +205,21 @@ def compared(ours, names, theirs, data, limit=None):
         log_samples=False,
         task_manager=TaskManager(include_defaults=False),
     )["results"]
-    assert got.keys() == expected.keys()
-    for name, scores in got.items():
+    assert got.scores.keys() == expected.keys()
+    for name, scores in got.scores.items():
         for metric, score in scores.items():
             about = metric.replace(",", "_stderr,")
             assert score.value == pytest.approx(expected[name][metric], abs=1e-6)
             assert score.stderr == pytest.approx(expected[name][about], abs=1e-6)
+    assert got.max_length == theirs.max_length
+    assert set(got.cut) == {name for name in expected if name != "alignx_xcopa"}
     return got
 
 
 def test_offline_tasks_end_to_end(ours, theirs, data, monkeypatch):
-    monkeypatch.setattr(theirs, "_max_length", 128)
-    got = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
+    monkeypatch.setattr(theirs, "_max_length", 1024)  # the model's context
+    got, _, cut = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
+    assert cut["alignx_xcopa_sw"] == [0, 6] and cut["alignx_tydiqa_sw"] == [0, 2]
     assert len(got) == 14  # 12 languages, their group, and a task
     values = [got[f"alignx_xcopa_{code}"]["acc,none"].value for code in ("sw", "en", "zh")]
     assert all(value in (0, 1 / 3, 2 / 3, 1) for value in values)
@@ -229,11 +233,44 @@ def test_offline_tasks_end_to_end(ours, theirs, data, monkeypatch):
 
 @pytest.mark.parametrize("ours", ["4x2 fast"], indirect=True)
 def test_real_items_end_to_end(ours, theirs, shared, monkeypatch):
-    monkeypatch.setattr(theirs, "_max_length", 320)
+    monkeypatch.setattr(theirs, "_max_length", 1024)
     data = shared / "data" / "eval"
     names = ["alignx_xcopa_sw", "alignx_xnli_de", "alignx_pawsx_zh", "alignx_exams_tr", "alignx_xquad_en"]
     got = compared(ours, names, theirs, data, limit=8)
-    assert got.keys() == set(names)
+    assert got.scores.keys() == set(names)
+
+
+@pytest.mark.parametrize("ours", ["1x1 pieces"], indirect=True)
+def test_requests_are_as_long_as_the_model_and_those_that_are_cut_are_counted(ours, monkeypatch):
+    made = ours.decoder, ours.encoder, ours.folder, ours.mesh
+    assert harness_model.AlignXLM(*made, **OPTIONS).max_length == 1024
+    long = types.SimpleNamespace(config=types.SimpleNamespace(max_positions=8192))
+    assert harness_model.AlignXLM(long, *made[1:], **OPTIONS).max_length == 2048
+
+    def asked(kind, task, *arguments):
+        return [Instance(kind, {}, given, n, (task, n, 1)) for n, given in enumerate(arguments)]
+
+    model, rows = harness_model.AlignXLM(*made, **OPTIONS, max_length=LENGTH), []
+    score = scoring.log_likelihoods
+    monkeypatch.setattr(
+        scoring,
+        "log_likelihoods",
+        lambda *args, **options: rows.append(options["row_length"]) or score(*args, **options),
+    )
+    short, long = ("The dog", " sleeps."), (LONG, " The dog sleeps.")
+    model.loglikelihood([*asked("loglikelihood", "a", short, long), *asked("loglikelihood", "b", long, long, short)])
+    model.loglikelihood_rolling(asked("loglikelihood_rolling", "c", (LONG,)))
+    model.generate_until(asked("generate_until", "d", (LONG, {"until": ["."], "max_gen_toks": 4})))
+    assert model.cut == {"a": 1, "b": 2, "d": 1} and model.requests == {"a": 2, "b": 3, "c": 1, "d": 1}
+    assert set(rows) == {LENGTH}
+    with pytest.raises(UserError, match=r"continuation to score has 1\d\d tokens, and a request at most 64"):
+        model.loglikelihood(asked("loglikelihood", "a", ("The", f" {LONG}.")))
+
+    model = harness_model.AlignXLM(*made, **OPTIONS)
+    rows.clear()
+    model.loglikelihood(asked("loglikelihood", "a", short))
+    model.loglikelihood(asked("loglikelihood", "a", (f"{LONG} {LONG} {LONG}", " a")))
+    assert rows == [256, 512] and not model.cut  # as long as needed
 
 
 def asked(task):
@@ -362,7 +399,7 @@ def test_the_command_line_of_the_harness(exported):
     """Its model of our name, from the arguments as they are written there."""
     folder = exported / "pieces"
     made = get_model("alignx_jax").create_from_arg_string(
-        f"pretrained={folder},mesh=2x1,rows=4,row_length=32,dtype=float32",
+        f"pretrained={folder},mesh=2x1,rows=4,max_length=32,dtype=float32",
         {"batch_size": 1, "device": None},
     )
     assert isinstance(made, harness_model.AlignXLM)
@@ -370,7 +407,7 @@ def test_the_command_line_of_the_harness(exported):
     assert -100 < log_probability < 0
     for arguments, says in [
         ("mesh=2x1", "give pretrained=FOLDER"),
-        (f"pretrained={folder},row=4", "unknown 'row'; it can hold pretrained, mesh, rows, row_length"),
+        (f"pretrained={folder},row=4", "unknown 'row'; it can hold pretrained, mesh, rows, max_length"),
         (f"pretrained={folder},mesh=2x1,rows=3", "rows=3 cannot be split"),
     ]:
         with pytest.raises(UserError, match=f"model_args.*{says}"):

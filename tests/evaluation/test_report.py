@@ -215,3 +215,15 @@ def test_the_terminal_has_the_overview_and_takes_names_literally(results):
     assert "[red]x[/red]" in text and f"{100 * now[0]:.1f}% {100 * change:+.1f}" in text
     assert f"[{100 * before[1]:.1f}, {100 * before[2]:.1f}]" in text and f"[{100 * low:.1f}, {100 * high:.1f}]" in text
     assert "chrF++, English to others" in text and "Language probe, last layer" in text
+
+
+def test_below_the_table_is_what_the_scores_were_made_with_and_what_is_in_doubt():
+    results = results_example.build(models=2)
+    assert report.terminal_notes(results) == [
+        ("scores", "BLEU nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"),
+        ("scores", "chrF++ nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0"),
+        ("note", "The language identifier knows no Swahili; its off-target rate is left out."),
+        ("note", "stage 2 was trained with another template."),
+        *(("note", text) for text in verdict.warnings(results)),
+    ]
+    assert any("Hindi" in text for text in verdict.warnings(results))

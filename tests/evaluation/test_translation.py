@@ -119,7 +119,7 @@ def test_translations_are_those_of_transformers(sample, one_thread, shots, templ
     examples = {code: everything[code][3:] for code in ("de", "en", "hi")}
     directions = [("en", "hi"), ("de", "en")]
     mesh, heard = sharding.make_mesh("2x1"), []
-    got = translation.translate(
+    got, cut = translation.translate(
         source.load(mesh),
         encoder,
         TEMPLATES[template],
@@ -128,6 +128,7 @@ def test_translations_are_those_of_transformers(sample, one_thread, shots, templ
         directions,
         TranslationConfig(shots=shots, max_tokens=16, rows=4),
         mesh,
+        eos_ids=[encoder.eos_id],
         dtype=jnp.float32,
         seed=0,
         progress=lambda *of: heard.append(of),
@@ -139,7 +140,7 @@ def test_translations_are_those_of_transformers(sample, one_thread, shots, templ
         shown = [
             TEMPLATES[template].render_translation(examples[a][n], examples[b][n], a, b).text for n in range(shots)
         ]
-        for sentence, output in zip(material[a], got[a, b], strict=True):
+        for sentence, output, stopped in zip(material[a], got[a, b], cut[a, b], strict=True):
             text = "\n\n".join([*shown, TEMPLATES[template].render_translation(sentence, "", a, b).text]).rstrip(" ")
             ((ids, _),) = encoder.encode_batch([text])
             tokens = torch.tensor([[encoder.bos_id, *ids]])
@@ -155,6 +156,7 @@ def test_translations_are_those_of_transformers(sample, one_thread, shots, templ
             new = out[tokens.shape[1] :].tolist()
             expected = encoder.decode(new[: new.index(encoder.eos_id)] if encoder.eos_id in new else new)
             assert output == expected.strip().split("\n")[0].strip()
+            assert stopped == (encoder.eos_id not in new and "\n" not in expected.lstrip())
     assert any(line for lines in got.values() for line in lines)
 
 
@@ -169,7 +171,7 @@ def test_settings_reach_the_generator(sample, monkeypatch):
         assert (len(requests), mesh) == (1, "mesh")
         assert options == {
             "max_tokens": 9,
-            "eos_ids": [encoder.eos_id],
+            "eos_ids": [3, 5],
             "rows": 2,
             "dtype": jnp.float32,
             "decoding": generation.Decoding("sample", 3, 0.5, 0.7, 5, 0.9),
@@ -189,10 +191,37 @@ def test_settings_reach_the_generator(sample, monkeypatch):
         [("en", "de")],
         config,
         "mesh",
+        eos_ids=[3, 5],
         dtype=jnp.float32,
         seed=7,
     )
-    assert got == {("en", "de"): ["Ja."]}
+    assert got == ({("en", "de"): ["Ja."]}, {("en", "de"): [False]})
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "cut"), [("Ja", 0, True), ("Ja", 1, False), ("\n\nJa", 0, True), ("Ja\nNein", 0, False)]
+)
+def test_a_line_is_cut_where_nothing_ended_it(sample, monkeypatch, text, more, cut):
+    """`more` tokens could have followed: the model ended the text itself."""
+    source, encoder = sample
+    ((ids, _),) = encoder.encode_batch([text])
+    monkeypatch.setattr(generation, "generate", lambda *_, **options: [ids.tolist()])
+    mesh, sentences = sharding.make_mesh("1x1"), {"de": ["Ja."], "en": ["Yes."]}
+    config = TranslationConfig(max_tokens=len(ids) + more)
+    got = translation.translate(
+        source.load(mesh),
+        encoder,
+        TEMPLATES["sample"],
+        sentences,
+        {},
+        [("en", "de")],
+        config,
+        mesh,
+        eos_ids=[encoder.eos_id],
+        dtype=jnp.float32,
+        seed=0,
+    )
+    assert got.cut == {("en", "de"): [cut]}
 
 
 def test_a_prompt_has_to_leave_room_for_its_translation(sample):
@@ -208,6 +237,7 @@ def test_a_prompt_has_to_leave_room_for_its_translation(sample):
             [("en", "de"), ("de", "en")],
             TranslationConfig(max_tokens=1000),
             mesh,
+            eos_ids=[encoder.eos_id],
             dtype=jnp.float32,
             seed=0,
         )

@@ -50,7 +50,8 @@ def offline(monkeypatch, tmp_path):
 
 
 def score(outputs=OUTPUTS, sentences=SENTENCES, config=CONFIG, pivot="en"):
-    return translation_scores.score(outputs, sentences, pivot, config)
+    cut = {pair: [n == 1 for n in range(len(lines))] for pair, lines in outputs.items()}
+    return translation_scores.score(outputs, sentences, pivot, config, cut)
 
 
 def public(name, outputs, references, target):
@@ -155,6 +156,10 @@ def test_empty_copied_and_off_target():
     assert measures["en", "de"]["empty"].value == 1
     assert measures["en", "de"]["copy"].value == 0
     assert "off_target" not in measures["en", "de"]  # no output to look at
+    assert {name: measures["de", "en"]["cut"].resampled(np.eye(6))[n] for n, name in enumerate("ab")} == {
+        "a": 0,
+        "b": 1,
+    }
     once = english["off_target"].resampled(np.array([[6, 0, 0, 0, 0, 0], [3, 3, 0, 0, 0, 0], [0, 0, 6, 0, 0, 0]]))
     assert once.tolist() == [0, 0.5, 0]
 

@@ -148,6 +148,38 @@ def test_master_type_of_choice(folder):
     assert huggingface.load(folder, sharding.make_mesh("1x1"), jnp.bfloat16).layers.query.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [1, 107]}, {"eos_token_id": 1}, [1, 2, 107]),
+        ({"eos_token_id": 107}, {"eos_token_id": 1}, [2, 107]),
+        ({}, {"eos_token_id": 1}, [2]),
+        (None, {"eos_token_id": [1, 9]}, [1, 2, 9]),
+        (None, {"eos_token_id": None}, [2]),
+    ],
+)
+def test_texts_end_where_transformers_ends_them(folder, generation, config, expected):
+    """And at the tokenizer's end token, here 2."""
+    set_config(folder, **config)
+    (folder / "generation_config.json").unlink()
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        theirs = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    else:
+        theirs = transformers.AutoConfig.from_pretrained(folder).eos_token_id
+    assert huggingface.stop_ids(folder, 2) == expected
+    assert set(expected) == {2, *np.atleast_1d([] if theirs is None else theirs).tolist()}
+
+
+@pytest.mark.parametrize("ids", ["</s>", [1, None], -1, 2**31])
+def test_ends_that_are_no_tokens(folder, ids):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(
+        UserError, match=r"generation_config\.json: eos_token_id has to be a token id or a list of them"
+    ):
+        huggingface.stop_ids(folder, 2)
+
+
 def test_old_buffers_and_the_published_classifier_are_passed_over(folder, pair):
     def add(weights):
         weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
