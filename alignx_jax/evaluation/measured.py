@@ -57,8 +57,8 @@ class Measured:
 
     name: str
     record: dict[str, Any]
-    hits_KxN: np.ndarray
-    """Retrieval at the aligned layer, mean of to and from the pivot; of the languages but the pivot."""
+    alignment: dict[str, dict[str, np.ndarray]]
+    """`layers.Layers.sentences`."""
     text: dict[str, scoring.Perplexity]
     endings: dict[str, np.ndarray]
     choices: dict[str, np.ndarray]
@@ -90,7 +90,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         choices = scoring.two_option_accuracy(
             decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
         )
-    aligned, hits_KxN, projection = _alignment(config, material, subject, decoder, encoder, mesh, shape, told)
+    aligned, by_sentence, projection = _alignment(config, material, subject, decoder, encoder, mesh, shape, told)
     translated = None
     if material.directions:
         outputs = translation.translate(
@@ -135,7 +135,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "projection": projection,
         "training": _history(source),
     }
-    return Measured(source.name, record, hits_KxN, text, endings, choices, translated)
+    return Measured(source.name, record, by_sentence, text, endings, choices, translated)
 
 
 def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
@@ -150,7 +150,7 @@ def _scores(outputs, sentences: dict[str, list[str]], config: Config) -> transla
 
 
 def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
-    """The part `alignment` of a model's record, its hits [K-1,N] at the aligned layer, and the projection."""
+    """The part `alignment` of a model's record, the single sentences behind it, and the projection."""
     sentences, pivot = material.sentences, config.evaluation.pivot
     languages, done = list(sentences), 0
     every = sum(map(len, sentences.values()))
@@ -174,9 +174,6 @@ def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
         head = {name: float(value) for name, value in accuracy._asdict().items()}
     depth = len(vectors.mean) - 1
     projection = layers.projection(vectors.mean, languages, (0, subject.align_layer, depth))
-    place = languages.index(pivot)
-    to_and_from = found.hits_KxKxN[:, place].astype(float), found.hits_KxKxN[place].astype(float)
-    hits_KxN = np.delete((to_and_from[0] + to_and_from[1]) / 2, place, axis=0)
     del vectors
 
     in_prompt = None
@@ -188,7 +185,7 @@ def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
     if pivot in material.choices and len(material.choices) > 1:
         told("vectors of two options")(0, 1)
         dali = _dali(decoder, encoder, material.choices, pivot, mesh, shape)
-    return found.record | {"matching_head": head, "dali": dali, "in_prompt": in_prompt}, hits_KxN, projection
+    return found.record | {"matching_head": head, "dali": dali, "in_prompt": in_prompt}, found.sentences, projection
 
 
 def _dali(decoder, encoder, choices, pivot, mesh, shape) -> dict[str, list[float]]:

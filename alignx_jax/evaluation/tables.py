@@ -23,7 +23,8 @@ from alignx_jax.evaluation.cells import (
     SHARE_OF_NEITHER,
     Number,
     Row,
-    at_aligned,
+    at_layer,
+    baseline,
     cell,
     get,
     row,
@@ -66,42 +67,57 @@ def home_language(results: dict) -> str:
 
 
 def retrieval(model: dict, code: str = "mean") -> Number:
-    """At the aligned layer, mean of both directions, of a language or of all, with its interval where it has one."""
-    path = ("retrieval",) if code == "mean" else ("retrieval", code)
-    return get(model, "intervals", "retrieval", code) or at_aligned(model, *path)
+    """At the aligned layer, mean of both directions, of a language or of all, with its interval."""
+    return get(model, "intervals", "retrieval", code)
 
 
 def overview(results: dict) -> Table:
     """What a reader compares first; also the table of the terminal."""
-    home = home_language(results)
-    others = [code for code in results["sentences"]["languages"] if code != home]
+    home, base = home_language(results), baseline(results)
 
-    def aligned(label, style, *path):
-        return row(results, label, style, lambda m: at_aligned(m, *path))
+    def interval_row(label, style, name, code="mean"):
+        return row(
+            results,
+            label,
+            style,
+            lambda m: get(m, "intervals", name, code),
+            lambda m: get(m, "intervals", f"{name}_change", code),
+        )
 
-    def lowest(m):
-        return min(at_aligned(m, "retrieval", code) for code in m["alignment"]["retrieval"])
+    def layer_row(label, style, value):
+        """What has no interval; `value` is of a model and a layer."""
+        return row(
+            results,
+            label,
+            style,
+            lambda m: value(m, m["align_layer"]),
+            lambda m: value(m, m["align_layer"]) - value(base, m["baseline_layer"]),
+        )
 
-    def paired(m):
-        return get(m, "intervals", "retrieval_change", "mean")
-
-    def mean_of_others(title):
-        style, _, *path = _OF_TEXT[title]
-        return row(results, title, style, lambda m: _mean(get(m, path[0], code, *path[1:]) for code in others))
+    def lowest(m, layer):  # a minimum is biased downwards in resamples: it gets no interval
+        return min(at_layer(m, layer, "retrieval", code) for code in m["alignment"]["retrieval"])
 
     rows = [
         Row("Closer, at the aligned layer"),
-        *row(results, "Retrieval, mean", SHARE, retrieval, paired),
-        *row(results, "Retrieval, lowest language", SHARE, lowest),
-        *aligned("MEXA", SHARE, "mexa", "weighted"),
-        *aligned("xSIM error", SHARE_OF_ERRORS, "xsim"),
-        *aligned("CKA, debiased", INDEX, "cka_debiased"),
+        *interval_row("Retrieval, mean", SHARE, "retrieval"),
+        *layer_row("Retrieval, lowest language", SHARE, lowest),
+        *interval_row("MEXA", SHARE, "mexa"),
+        *interval_row("xSIM error", SHARE_OF_ERRORS, "xsim"),
+        *layer_row("CKA, debiased", INDEX, lambda m, layer: at_layer(m, layer, "cka_debiased")),
         Row("Languages told apart"),
-        *aligned("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
-        *row(results, "Language probe, last layer", SHARE, lambda m: m["alignment"]["language_probe"][-1]),
+        *interval_row("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
+        *interval_row("Language probe, last layer", SHARE, "language_probe_last"),
         *row(results, "Matching head", SHARE, lambda m: get(m, "alignment", "matching_head", "accuracy")),
         *_section(language_name(home), [r for title in _OF_TEXT for r in _text_row(results, title, title, home)]),
-        *_section("Other languages, mean", [r for title in _OF_TEXT if title != _TOKEN for r in mean_of_others(title)]),
+        *_section(
+            "Other languages, mean",
+            [
+                r
+                for title, (style, name, *_) in _OF_TEXT.items()
+                if title != _TOKEN
+                for r in interval_row(title, style, name, "others")
+            ],
+        ),
         *_section("Translation", [*_averages(results, "chrF++"), *_averages(results, "off_target")]),
         *_section("Tasks", row(results, "Accuracy, mean", SHARE, lambda m: _mean(_accuracies(m)))),
     ]

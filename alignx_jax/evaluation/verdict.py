@@ -77,7 +77,29 @@ def change_sentence(subject: str, style: Style, before: Number, after: Number, c
 
 
 def warnings(results: dict) -> list[str]:
-    """Languages that a model's tokenizer cannot write."""
+    """What a reader has to know before the numbers: languages that a tokenizer cannot write, and layers that differ."""
+    return [*_unwritten(results), *_other_layers(results)]
+
+
+def _other_layers(results: dict) -> list[str]:
+    """Models whose change is not the difference of the two values that are shown, or not of equal layers."""
+    base, found = cells.baseline(results), []
+    for model in results["models"] if base else ():
+        name, layer, before = model["name"], model["align_layer"], model["baseline_layer"]
+        if model["layers"] != base["layers"]:
+            found.append(
+                f"{name} has {model['layers']} layers and {base['name']} {base['layers']}: what is measured at the "
+                f"aligned layer is of layer {layer} in the one and of layer {before} in the other."
+            )
+        elif before != base["align_layer"]:
+            found.append(
+                f"{name} is measured at its aligned layer {layer}, {base['name']} at layer {base['align_layer']}; the "
+                f"changes of {name} are from layer {before} of {base['name']}."
+            )
+    return found
+
+
+def _unwritten(results: dict) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for model in results["models"]:
         for code, rate in model["unknown_rate"].items():
@@ -106,7 +128,7 @@ def _questions(results: dict, model: dict, base: dict | None) -> list[_Question]
             SHARE,
             "points",
             tables.retrieval(model),
-            base and tables.retrieval(base),
+            base and cells.at_layer(base, model["baseline_layer"], "retrieval"),
             get(model, "intervals", "retrieval_change", "mean"),
         ),
         _Question(

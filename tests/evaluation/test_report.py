@@ -115,7 +115,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results(results, page):
             assert f"{score['chrF++']:.1f}" in text, code
         for value, low, high in (p["bits_per_byte"] for p in model["perplexity"].values()):
             assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
-        change = (model["intervals"]["retrieval_change"] or {}).get("mean")
+        change = model["intervals"].get("retrieval_change", {}).get("mean")
         assert change is None or f"{100 * change[0]:+.1f} [{100 * change[1]:.1f}, {100 * change[2]:.1f}]" in text
     for found in verdict.verdicts(results):
         assert found.text in text

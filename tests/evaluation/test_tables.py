@@ -1,5 +1,7 @@
 """The tables hold the numbers of the results, and only rows that somebody measured."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -57,11 +59,58 @@ def test_changes_are_those_of_paired_resamples(results):
     assert cell.change == f"{score['chrF++_change'][0]:+.1f}" and cell.mark == "better"
 
 
+def test_what_has_no_interval_is_neither_better_nor_worse_and_compares_equal_layers(results):
+    """A model aligned at layer 3, beside a baseline that is shown at layer 2."""
+    other = copy.deepcopy(results)
+    base, model = other["models"][:2]
+    model |= {"align_layer": 3, "baseline_layer": 3}
+    for label, of in (
+        ("CKA, debiased", lambda m, n: np.mean([curve[n] for curve in m["alignment"]["cka_debiased"].values()])),
+        (
+            "Retrieval, lowest language",
+            lambda m, n: min((d["to_pivot"][n] + d["from_pivot"][n]) / 2 for d in m["alignment"]["retrieval"].values()),
+        ),
+    ):
+        shown, cell, _ = _row(tables.overview(other), label).cells
+        style = tables.INDEX if label.startswith("CKA") else tables.SHARE
+        assert shown.text == style.text(of(base, 2)) and cell.text == style.text(of(model, 3))
+        assert (cell.change, cell.mark) == (style.signed(of(model, 3) - of(base, 3)), "")
+    retrieval = _row(tables.overview(other), "Retrieval, mean").cells[1]
+    assert retrieval.change_interval and retrieval.mark == "better"
+    for label in ("MEXA", "xSIM error", "Language probe, last layer"):
+        cell = _row(tables.overview(results), label).cells[1]
+        assert cell.interval and cell.change_interval, label
+    for label in ("Bits per byte", "Choice of continuation", "Two-option items"):
+        cell = _row(tables.overview(results), label, "Other languages, mean").cells[1]
+        assert cell.interval and cell.change_interval, label
+
+
+def test_a_change_that_was_withheld_is_not_shown(results):
+    """Averages over different directions, and perplexities of different tokens, whatever intervals values have."""
+    other = copy.deepcopy(results)
+    model = other["models"][1]
+    for of in (other["models"][0], model):
+        of["translation"]["averages"]["en-x"]["off_target_interval"] = [0.3, 0.2, 0.4]
+    scores = model["translation"]["averages"]["en-x"]
+    label, shown = "off-target, English to others", []
+    for scores["off_target_change"] in ([0.1, 0.05, 0.2], None):
+        shown.append(_row(tables.overview(other), label).cells[1])
+    given, withheld = shown
+    assert (given.change, given.change_interval, given.mark) == ("+10.0", "[5.0, 20.0]", "worse")
+    assert withheld.text == given.text == "30.0%" and (withheld.change, withheld.mark) == ("", "")
+    perplexity = tables.home(results).rows[1]
+    assert perplexity.label == "Perplexity of a token" and perplexity.cells[1].change_interval
+    del model["intervals"]["perplexity_change"]
+    assert tables.home(other).rows[1].cells[1].change == ""
+
+
 def test_what_nobody_measured_has_no_row_or_table():
     results = results_example.build(models=2, languages=3, layers=2)
     for model in results["models"]:
         model.update(translation=None, tasks=None, choices=None, continuation_choice={})
         model["alignment"]["matching_head"] = None
+        for name in ("continuation_choice", "choices"):
+            del model["intervals"][name]
     labels = [row.label for row in tables.overview(results).rows]
     assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation", "Matching head"} & set(labels)
     assert tables.translation_averages(results) is None and tables.tasks(results) is None

@@ -77,3 +77,20 @@ def test_a_language_that_the_tokenizer_cannot_write_is_warned_of_once(results):
     assert warning.startswith(
         "25.0% of the tokens of Spanish are unknown to the tokenizer of base model, stage 1, next"
     )
+
+
+def test_layers_that_differ_are_said(results):
+    for model in results["models"]:
+        model["unknown_rate"] = {}
+    assert verdict.warnings(results) == []
+    results["models"][1] |= {"align_layer": 3, "baseline_layer": 3}
+    results["models"][2] |= {"align_layer": 4, "layers": 8}
+    same, deeper = verdict.warnings(results)
+    assert same == (
+        "stage 1 is measured at its aligned layer 3, base model at layer 2; the changes of stage 1 are from layer 3 of "
+        "base model."
+    )
+    assert deeper.startswith("next-token only has 8 layers and base model 4") and "of layer 4 in the one and" in deeper
+    of = results["models"][0]["alignment"]["retrieval"].values()
+    before = [(both["to_pivot"][3] + both["from_pivot"][3]) / 2 for both in of]
+    assert f"from {100 * sum(before) / len(before):.1f}% to" in verdict.verdicts(results)[0].text.split("A linear")[0]
