@@ -330,7 +330,8 @@ def fit_probe(x_KxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def dali(english_Nx2xD: jax.Array, other_Nx2xD: jax.Array) -> DALI:
-    """Discriminative Alignment Index of two-option items; the vectors are those of a premise with each option.
+    """Discriminative Alignment Index of two-option items; the vectors are those of a premise with each option (its
+    authors take position-weighted means, and last tokens).
 
     Aligned: both cosines of an option with its translation are strictly greater than both of an option with the
     translation of the other option (arXiv 2504.09378; the comparisons are those of the authors' code,

@@ -103,6 +103,8 @@ def overview(results: dict) -> Table:
         *layer_row("Retrieval, lowest language", SHARE, lowest),
         *interval_row("MEXA", SHARE, "mexa"),
         *interval_row("xSIM error", SHARE_OF_ERRORS, "xsim"),
+        *interval_row("DALI", SHARE, "dali"),
+        *interval_row("DALI, strict", SHARE, "dali_strict"),
         *layer_row("CKA, debiased", INDEX, lambda m, layer: at_layer(m, layer, "cka_debiased")),
         Row("Languages told apart"),
         *interval_row("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),

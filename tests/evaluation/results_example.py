@@ -86,6 +86,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "language_variance": [float(v) for v in 0.3 - 0.2 * hump * (1 + gain) + 0.4 * (depth > 0.8)],
             "meaning_variance": [float(v) for v in 0.2 + 0.4 * hump * (1 + gain)],
             "dali": by_code(0.48, 0.55 + gain / 2) if m % 2 == 0 else None,
+            "dali_strict": by_code(0.11, 0.15 + gain / 2) if m % 2 == 0 else None,
             "matching_head": {"accuracy": 0.941, "same": 0.902, "different": 0.958} if m == 1 else None,
             "in_prompt": both(0.3, 0.8 + gain / 3) if m < 2 else None,
         },
@@ -143,10 +144,12 @@ def _values(model: dict) -> dict:
         name: [value[0] for code, value in model[name].items() if code != "en"]
         for name in ("continuation_choice", "choices")
     }
+    dali = {name: {code: of[layer] for code, of in (alignment[name] or {}).items()} for name in ("dali", "dali_strict")}
     return {
         "retrieval": with_mean(both("retrieval")),
         "xsim": with_mean(both("xsim")),
         "mexa": with_mean({code: of[layer] for code, of in alignment["mexa"]["weighted"].items()}),
+        **{name: with_mean(values) for name, values in dali.items() if values},
         **{f"language_probe{place}": {"mean": _interval(value, 0.004)} for place, value in probe.items()},
         "bits_per_byte": {"others": _interval(np.mean(bits), 0.009)},
         **{name: {"others": _interval(np.mean(values), 0.01)} for name, values in others.items()},

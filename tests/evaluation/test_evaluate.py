@@ -128,7 +128,9 @@ def test_numbers_are_those_of_the_measures(config, results):
         np.testing.assert_allclose(one["intervals"]["retrieval"][code], expected, atol=1e-6)
     assert one["unknown_rate"] == {"de": 0, "en": 0, "zh": 0}
     assert 2.0e6 < one["parameters"] < 2.2e6
-    assert set(one["alignment"]["dali"]) == {"de"} and len(one["alignment"]["dali"]["de"]) == 9
+    for name in ("dali", "dali_strict"):
+        assert set(one["alignment"][name]) == {"de"} and len(one["alignment"][name]["de"]) == 9
+        assert one["intervals"][name]["mean"][0] == one["alignment"][name]["de"][4]
     assert set(one["alignment"]["in_prompt"]) == {"de", "zh"}
     assert set(one["choices"]) == {"de", "en"}
     assert one["alignment"]["matching_head"] is None and one["training"] is None and one["tasks"] is None

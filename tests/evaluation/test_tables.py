@@ -77,8 +77,8 @@ def test_what_has_no_interval_is_neither_better_nor_worse_and_compares_equal_lay
         assert (cell.change, cell.mark) == (style.signed(of(model, 3) - of(base, 3)), "")
     retrieval = _row(tables.overview(other), "Retrieval, mean").cells[1]
     assert retrieval.change_interval and retrieval.mark == "better"
-    for label in ("MEXA", "xSIM error", "Language probe, last layer"):
-        cell = _row(tables.overview(results), label).cells[1]
+    for label in ("MEXA", "xSIM error", "DALI", "DALI, strict", "Language probe, last layer"):
+        cell = _row(tables.overview(results), label).cells[2]
         assert cell.interval and cell.change_interval, label
     for label in ("Bits per byte", "Choice of continuation", "Two-option items"):
         cell = _row(tables.overview(results), label, "Other languages, mean").cells[1]
