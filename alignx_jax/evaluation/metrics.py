@@ -81,7 +81,9 @@ class MatchingAccuracy(NamedTuple):
     """Shares of ordered pairs of two sentences that the pair classifier is right about."""
 
     accuracy: jax.Array
-    """Over all pairs."""
+    """Over all pairs: of K languages with as many sentences each, "different" alone has about (K - 1) / K."""
+    balanced: jax.Array
+    """Mean of the next two; chance is 1/2."""
     same: jax.Array
     """Over pairs in the same language; 0 where there are none."""
     different: jax.Array
@@ -378,6 +380,5 @@ def matching_accuracy(
     block = max(1, min(m, _PAIR_ELEMENTS // (m * width)))
     counts_Mx4 = jax.lax.map(row, (*first, language_M, jnp.arange(m)), batch_size=block)
     same, different, all_same, all_different = jnp.sum(counts_Mx4.astype(first[0].dtype), axis=0)
-    return MatchingAccuracy(
-        (same + different) / (m * (m - 1)), same / jnp.maximum(all_same, 1), different / jnp.maximum(all_different, 1)
-    )
+    of_same, of_different = same / jnp.maximum(all_same, 1), different / jnp.maximum(all_different, 1)
+    return MatchingAccuracy((same + different) / (m * (m - 1)), (of_same + of_different) / 2, of_same, of_different)

@@ -109,7 +109,7 @@ def overview(results: dict) -> Table:
         Row("Languages told apart"),
         *interval_row("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
         *interval_row("Language probe, last layer", SHARE, "language_probe_last"),
-        *row(results, "Matching head", SHARE, lambda m: get(m, "alignment", "matching_head", "accuracy")),
+        *row(results, "Matching head, balanced", SHARE, lambda m: get(m, "alignment", "matching_head", "balanced")),
         *_section(language_name(home), [r for title in _OF_TEXT for r in _text_row(results, title, title, home)]),
         *_section(
             "Other languages, mean",

@@ -87,7 +87,9 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "meaning_variance": [float(v) for v in 0.2 + 0.4 * hump * (1 + gain)],
             "dali": by_code(0.48, 0.55 + gain / 2) if m % 2 == 0 else None,
             "dali_strict": by_code(0.11, 0.15 + gain / 2) if m % 2 == 0 else None,
-            "matching_head": {"accuracy": 0.941, "same": 0.902, "different": 0.958} if m == 1 else None,
+            "matching_head": {"accuracy": 0.941, "balanced": 0.93, "same": 0.902, "different": 0.958}
+            if m == 1
+            else None,
             "in_prompt": both(0.3, 0.8 + gain / 3) if m < 2 else None,
         },
         "perplexity": _perplexity(rng, codes, m),

@@ -35,6 +35,9 @@ def test_the_overview_has_the_numbers_of_the_results(results):
         assert _row(table, "MEXA").cells[place].text == f"{100 * mexa:.1f}%"
         probe = _row(table, "Language probe, last layer").cells[place]
         assert probe.text == f"{100 * alignment['language_probe'][-1]:.1f}%"
+        head = alignment["matching_head"]
+        balanced = f"{50 * (head['same'] + head['different']):.1f}%" if head else "–"
+        assert _row(table, "Matching head, balanced").cells[place].text == balanced
         english = model["perplexity"]["en"]
         assert _row(table, "Perplexity of a token", "English").cells[place].text == f"{english['value']:,.1f}"
         others = [p["bits_per_byte"][0] for code, p in model["perplexity"].items() if code != "en"]
@@ -112,7 +115,9 @@ def test_what_nobody_measured_has_no_row_or_table():
         for name in ("continuation_choice", "choices"):
             del model["intervals"][name]
     labels = [row.label for row in tables.overview(results).rows]
-    assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation", "Matching head"} & set(labels)
+    assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation", "Matching head, balanced"} & set(
+        labels
+    )
     assert tables.translation_averages(results) is None and tables.tasks(results) is None
     assert [table.title for table in tables.by_language(results)] == ["Bits per byte", "Perplexity of a token"]
 
