@@ -36,6 +36,17 @@ class Score(NamedTuple):
     value: float
     stderr: float | None
     """Standard error; None where the harness gives none."""
+    higher_is_better: bool | None
+    """None where the harness does not know."""
+
+
+class Tasks(NamedTuple):
+    """What the harness measures of a model."""
+
+    scores: dict[str, dict[str, Score]]
+    """By task and `metric,filter`; a group of tasks is there beside its members."""
+    groups: dict[str, list[str]]
+    """Members of each group."""
 
 
 def evaluate_tasks(
@@ -51,8 +62,8 @@ def evaluate_tasks(
     row_length: int,
     dtype: jnp.dtype,
     progress: scoring.Progress | None = None,
-) -> dict[str, dict[str, Score]]:
-    """What the harness measures, by task and `metric,filter`; a group of tasks is there beside its members.
+) -> Tasks:
+    """Runs tasks of the harness.
 
     Args:
       folder: the model's Hugging Face folder: its configuration and tokenizer.
@@ -73,17 +84,20 @@ def evaluate_tasks(
     model = AlignXLM(decoder, tokenizer, folder, mesh, rows=rows, row_length=row_length, dtype=dtype, progress=progress)
     found = simple_evaluate(
         model, tasks=loaded, limit=limit, log_samples=False, task_manager=TaskManager(include_defaults=False)
-    )["results"]
-    return {name: _scores(of) for name, of in found.items()}
+    )
+    better = found["higher_is_better"]
+    scores = {name: _scores(of, better.get(name, {})) for name, of in found["results"].items()}
+    return Tasks(scores, {name: list(members) for name, members in found["group_subtasks"].items()})
 
 
-def _scores(results: dict[str, Any]) -> dict[str, Score]:
+def _scores(results: dict[str, Any], higher_is_better: dict[str, bool | None]) -> dict[str, Score]:
     scores = {}
     for key, value in results.items():
         metric, comma, kind = key.partition(",")
         if comma and not metric.endswith("_stderr"):
             stderr = results.get(f"{metric}_stderr,{kind}")
-            scores[key] = Score(float(value), float(stderr) if isinstance(stderr, float) else None)
+            error = float(stderr) if isinstance(stderr, float) else None
+            scores[key] = Score(float(value), error, higher_is_better.get(metric))
     return scores
 
 

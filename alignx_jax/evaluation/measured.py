@@ -132,7 +132,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "unknown_rate": unknown,
         "tokens_per_sentence": per_sentence,
         "alignment": aligned,
-        "tasks": tasks,
+        "tasks": tasks and tasks.scores,
+        "task_groups": tasks and tasks.groups,
         "projection": projection,
         "training": _history(source),
     }

@@ -23,6 +23,7 @@ from alignx_jax.evaluation.cells import (
     SHARE_OF_NEITHER,
     Number,
     Row,
+    Style,
     at_layer,
     baseline,
     cell,
@@ -152,8 +153,15 @@ def _mean(numbers: Iterable[Number]) -> float | None:
 
 
 def _accuracies(model: dict) -> list[float]:
-    tasks = get(model, "tasks") or {}
-    return [scores[name][0] for scores in tasks.values() for name in scores if name.split(",")[0] == "acc"]
+    """Of every task that is in no group, and of every group; of its members where it has none, each set once."""
+    scores, groups = get(model, "tasks") or {}, get(model, "task_groups") or {}
+    members = {name for of in groups.values() for name in of}
+
+    def of_task(task: str) -> list[float]:
+        own = [of[0] for name, of in scores.get(task, {}).items() if name.split(",")[0] == "acc"]
+        return own or [value for member in groups.get(task, ()) for value in of_task(member)]
+
+    return [value for task in dict.fromkeys([*scores, *groups]) if task not in members for value in of_task(task)]
 
 
 def direction_codes(direction: str) -> tuple[str, str]:
@@ -238,14 +246,21 @@ def tasks(results: dict) -> Table | None:
         for metric in _keys(results, "tasks", task):
 
             def number(model, task=task, metric=metric):
-                value, error = get(model, "tasks", task, metric) or (None, None)
+                value, error, _ = get(model, "tasks", task, metric) or (None, None, None)
                 return value if error is None else (value, value - 1.96 * error, value + 1.96 * error)
 
             greatest = max(value_of(number(m)) for m in results["models"] if number(m) is not None)
-            loss = any(word in metric for word in ("perplexity", "bits_per_byte"))
-            style = PERPLEXITY if loss else SHARE if greatest <= 1 else SCORE
+            known = (get(m, "tasks", task, metric) for m in results["models"])
+            style = _style(greatest, next(found[2] for found in known if found))
             rows += row(results, f"{task}, {metric.split(',')[0]}", style, number)
     return _table(results, "Tasks", rows)
+
+
+def _style(greatest: float, higher_is_better: bool | None) -> Style:
+    """How a metric of the harness is written: an accuracy and its like in %, all else as it is."""
+    better = {True: 1, False: -1, None: 0}[higher_is_better]
+    share = greatest <= 1 and better >= 0
+    return Style(100, 1, "%", better) if share else Style(1, 1 if greatest > 10 else 3, "", better)
 
 
 def by_language(results: dict) -> list[Table]:

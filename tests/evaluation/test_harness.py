@@ -185,7 +185,7 @@ def data(tmp_path):
 def compared(ours, names, theirs, data, limit=None):
     """What our function finds, after it was found equal to what the harness's own model gives on the same tasks."""
     heard = []
-    got = harness.evaluate_tasks(
+    found = harness.evaluate_tasks(
         ours.decoder,
         ours.encoder,
         ours.folder,
@@ -203,13 +203,15 @@ def compared(ours, names, theirs, data, limit=None):
         limit=limit,
         log_samples=False,
         task_manager=TaskManager(include_defaults=False),
-    )["results"]
-    assert got.keys() == expected.keys()
+    )
+    got = found.scores
+    assert got.keys() == expected["results"].keys() and found.groups == expected["group_subtasks"]
     for name, scores in got.items():
         for metric, score in scores.items():
             about = metric.replace(",", "_stderr,")
-            assert score.value == pytest.approx(expected[name][metric], abs=1e-6)
-            assert score.stderr == pytest.approx(expected[name][about], abs=1e-6)
+            assert score.value == pytest.approx(expected["results"][name][metric], abs=1e-6)
+            assert score.stderr == pytest.approx(expected["results"][name][about], abs=1e-6)
+            assert score.higher_is_better is expected["higher_is_better"][name][metric.split(",")[0]]
     return got
 
 
@@ -217,6 +219,7 @@ def test_offline_tasks_end_to_end(ours, theirs, data, monkeypatch):
     monkeypatch.setattr(theirs, "_max_length", 128)
     got = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
     assert len(got) == 14  # 12 languages, their group, and a task
+    assert all(score.higher_is_better is True for scores in got.values() for score in scores.values())
     values = [got[f"alignx_xcopa_{code}"]["acc,none"].value for code in ("sw", "en", "zh")]
     assert all(value in (0, 1 / 3, 2 / 3, 1) for value in values)
     everyone = [scores["acc,none"].value for name, scores in got.items() if name.startswith("alignx_xcopa_")]

@@ -134,7 +134,7 @@ def test_what_users_give_is_escaped(results, tmp_path):
     evil["models"][1]["translation"]["samples"][0]["output"] = EVIL
     evil["models"][1]["translation"]["notes"] = evil["sentences"]["file"] = evil["command"] = evil["machine"] = EVIL
     evil["models"][1]["translation"]["notes"] = [EVIL]
-    evil["models"][1]["tasks"] = {EVIL: {"acc,none": [0.5, 0.1]}}
+    evil["models"][1]["tasks"] = {EVIL: {"acc,none": [0.5, 0.1, True]}}
     evil["config"] = {EVIL: {"a": EVIL, "b": [EVIL]}}
     text = report.write(evil, tmp_path).read_text(encoding="utf-8")
     page = Page(text)
