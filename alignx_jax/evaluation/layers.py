@@ -62,6 +62,7 @@ def measure(
             "weighted": by_language(found["mexa_weighted"].mean(axis=-1)),
             "last": by_language(found["mexa_last"].mean(axis=-1)),
         },
+        "mexa_sentences": vectors.weighted.shape[2],
         "positive_cosine": by_language(found["cosines"].positive),
         "negative_cosine": by_language(found["cosines"].negative),
         "cka": by_language(found["cka"].plain),

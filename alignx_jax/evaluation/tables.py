@@ -72,6 +72,11 @@ def retrieval(model: dict, code: str = "mean") -> Number:
     return get(model, "intervals", "retrieval", code)
 
 
+def mexa_sentences(results: dict) -> int:
+    """How many sentences MEXA is taken over: it falls as they become more."""
+    return results["models"][0]["alignment"]["mexa_sentences"]
+
+
 def overview(results: dict) -> Table:
     """What a reader compares first; also the table of the terminal."""
     home, base = home_language(results), baseline(results)
@@ -102,7 +107,7 @@ def overview(results: dict) -> Table:
         Row("Closer, at the aligned layer"),
         *interval_row("Retrieval, mean", SHARE, "retrieval"),
         *layer_row("Retrieval, lowest language", SHARE, lowest),
-        *interval_row("MEXA", SHARE, "mexa"),
+        *interval_row(f"MEXA, {mexa_sentences(results)} sentences", SHARE, "mexa"),
         *interval_row("xSIM error", SHARE_OF_ERRORS, "xsim"),
         *interval_row("DALI", SHARE, "dali"),
         *interval_row("DALI, strict", SHARE, "dali_strict"),

@@ -75,6 +75,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "retrieval_matrix": matrix,
             "xsim": both(0.93, 0.62 - gain),
             "mexa": {"weighted": by_code(0.02, 0.28 + gain), "last": by_code(0.01, 0.18 + gain)},
+            "mexa_sentences": 100,
             "positive_cosine": by_code(0.45, 0.72 + gain / 3),
             "negative_cosine": by_code(0.42, 0.55 - gain / 4),
             "cka": by_code(0.3, 0.62 + gain / 2),

@@ -30,6 +30,7 @@ def test_every_layer_is_measured_as_if_it_were_alone(vectors, spec):
         found = layers.measure(vectors, LANGUAGES, "en", 2, 0, mesh)
     record = found.record
     assert len(record["language_probe"]) == 5
+    assert record["mexa_sentences"] == 20
     for layer in range(5):
         x, weighted, last = vectors.mean[layer], vectors.weighted[layer], vectors.last[layer]
         hits, xsim = metrics.retrieval_hits(x), metrics.xsim_errors(x, 1)

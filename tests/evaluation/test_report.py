@@ -119,6 +119,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results(results, page):
         assert change is None or f"{100 * change[0]:+.1f} [{100 * change[1]:.1f}, {100 * change[2]:.1f}]" in text
     for found in verdict.verdicts(results):
         assert found.text in text
+    assert "among the first 100, of means" in text
     for known in ("nrefs:1|case:mixed|eff:no", "--run=runs/example", "jax 0.10.2", "evaluation.translation.method"):
         assert known in text
 

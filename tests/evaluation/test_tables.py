@@ -32,7 +32,7 @@ def test_the_overview_has_the_numbers_of_the_results(results):
         both = [(d["to_pivot"][layer] + d["from_pivot"][layer]) / 2 for d in alignment["retrieval"].values()]
         assert _row(table, "Retrieval, lowest language").cells[place].text == f"{100 * min(both):.1f}%"
         mexa = np.mean([curve[layer] for curve in alignment["mexa"]["weighted"].values()])
-        assert _row(table, "MEXA").cells[place].text == f"{100 * mexa:.1f}%"
+        assert _row(table, "MEXA, 100 sentences").cells[place].text == f"{100 * mexa:.1f}%"
         probe = _row(table, "Language probe, last layer").cells[place]
         assert probe.text == f"{100 * alignment['language_probe'][-1]:.1f}%"
         head = alignment["matching_head"]
@@ -80,7 +80,7 @@ def test_what_has_no_interval_is_neither_better_nor_worse_and_compares_equal_lay
         assert (cell.change, cell.mark) == (style.signed(of(model, 3) - of(base, 3)), "")
     retrieval = _row(tables.overview(other), "Retrieval, mean").cells[1]
     assert retrieval.change_interval and retrieval.mark == "better"
-    for label in ("MEXA", "xSIM error", "DALI", "DALI, strict", "Language probe, last layer"):
+    for label in ("MEXA, 100 sentences", "xSIM error", "DALI", "DALI, strict", "Language probe, last layer"):
         cell = _row(tables.overview(results), label).cells[2]
         assert cell.interval and cell.change_interval, label
     for label in ("Bits per byte", "Choice of continuation", "Two-option items"):
