@@ -36,19 +36,21 @@ class Resampled:
     value: np.ndarray
     """[...] on all sentences, each once."""
     resampled_Bx___: np.ndarray
-    """[B,...] on each resample."""
+    """[B,...] on each resample; NaN where it is not defined, such as a rate of what none of the sentences has."""
 
     def __sub__(self, other: Resampled) -> Resampled:
         return Resampled(self.value - other.value, self.resampled_Bx___ - other.resampled_Bx___)
 
     def interval(self) -> Interval:
-        """Percentile interval (Efron and Tibshirani 1993, chapter 13)."""
+        """Percentile interval (Efron and Tibshirani 1993, chapter 13) over the resamples on which it is defined."""
         tail = (1 - _LEVEL) / 2
-        low, high = np.quantile(self.resampled_Bx___, [tail, 1 - tail], axis=0)
+        low, high = np.nanquantile(self.resampled_Bx___, [tail, 1 - tail], axis=0)
         return Interval(np.asarray(self.value, np.float64)[()], low, high)
 
-    def triple(self) -> list[float]:
-        """Value, low and high of a single number, as JSON has them."""
+    def triple(self) -> list[float] | None:
+        """Value, low and high of a single number, as JSON has them; None where it is defined on no resample."""
+        if np.all(np.isnan(self.resampled_Bx___)):
+            return None
         interval = self.interval()
         return [float(interval.value), float(interval.low), float(interval.high)]
 

@@ -73,8 +73,9 @@ def chrf(sums: np.ndarray) -> np.ndarray:
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """The first of two sums [...,2] over the second, [...]; 0 where that is 0."""
-    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1)
+    """The first of two sums [...,2] over the second, [...]; NaN where that is 0: without any text there is no rate of
+    it."""
+    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan)
 
 
 @dataclasses.dataclass(frozen=True)

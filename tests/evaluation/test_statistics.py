@@ -68,6 +68,23 @@ def test_an_average_is_taken_on_each_resample():
     assert statistics.mean(hits, counts).triple()[1] < 0.4
 
 
+def test_resamples_on_which_a_score_is_not_defined_are_left_out():
+    """A rate of the sentences with text, of which there are two of ten: every ninth resample has neither."""
+    counts, hits, text = statistics.bootstrap_counts(10, 300, seed=0), np.zeros(10), np.zeros(10)
+    hits[3], text[3:5] = 1, 1
+    drawn = [np.repeat(np.arange(10), row) for row in counts]
+    there = [d for d in drawn if text[d].any()]
+    assert 20 < len(drawn) - len(there) < 60
+    with np.errstate(invalid="ignore"):
+        found = statistics.Resampled(0.5, (counts @ hits) / (counts @ text))
+    expected = [0.5, *np.percentile([hits[d].sum() / text[d].sum() for d in there], [2.5, 97.5])]
+    np.testing.assert_allclose(found.triple(), expected)
+    twice = statistics.average([found, statistics.mean(np.arange(10), counts)])
+    means = [(hits[d].sum() / text[d].sum() + d.mean()) / 2 for d in there]
+    np.testing.assert_allclose(twice.triple()[1:], np.percentile(means, [2.5, 97.5]))
+    assert statistics.Resampled(0.5, np.full(300, np.nan)).triple() is None
+
+
 def test_a_score_of_sums_by_hand():
     """Bits per byte: a ratio of two sums over sentences, each sentence of a resample as often as it was drawn."""
     rng = np.random.default_rng(0)
