@@ -154,14 +154,18 @@ def sentence_vectors(
     return SentenceVectors(by_language(mean_LxMxD), **{pool: by_language(x) for pool, x in found.items()})
 
 
-def text_vectors(decoder: Decoder, tokenizer: Tokenizer, texts: Sequence[str], mesh: Mesh, **options) -> np.ndarray:
-    """The mean over each text's tokens, encoded by itself, [L+1,N,D]; `options` are those of `encode`.
+def text_vectors(
+    decoder: Decoder, tokenizer: Tokenizer, texts: Sequence[str], mesh: Mesh, pool: Pool = "source", **options
+) -> np.ndarray:
+    """A pool of each text, encoded by itself, [L+1,N,D]: the mean over its tokens, BOS left out, unless said otherwise.
+
+    `options` are those of `encode`.
 
     Raises:
       UserError: a text longer than a row.
     """
     examples = _alone(tokenizer, texts, options["row_length"])
-    return encode(decoder, examples, ("source",), mesh, **options)["source"]
+    return encode(decoder, examples, (pool,), mesh, **options)[pool]
 
 
 def in_prompt_vectors(

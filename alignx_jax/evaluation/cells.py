@@ -45,7 +45,8 @@ INDEX, BITS = (Style(1, 3, "", better) for better in (1, -1))
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A number ready to be shown. `mark`: better, worse, same (the interval of the change contains 0) or empty."""
+    """A number ready to be shown. `mark`: better, worse, same (the interval of the change contains 0), or empty where
+    neither is better or the change has no interval."""
 
     text: str = "–"
     interval: str = ""
@@ -73,10 +74,13 @@ def value_of(number: Number) -> float | None:
 
 
 def mark(change: Number, style: Style) -> str:
-    """better, worse, same, or nothing where neither is better."""
+    """better, worse, same, or nothing where neither is better or no interval says how sure that is."""
     value = value_of(change)
-    undecided = style.signed(value).startswith("±") if change is value else change[1] <= 0 <= change[2]
-    return "same" if undecided else {1: "better", -1: "worse", 0: ""}[int(np.sign(value)) * style.better]
+    if change is value:
+        return ""
+    if change[1] <= 0 <= change[2]:
+        return "same"
+    return {1: "better", -1: "worse", 0: ""}[int(np.sign(value)) * style.better]
 
 
 def cell(number: Number, style: Style, change: Number = None) -> Cell:
@@ -102,16 +106,21 @@ def row(
     label: str,
     style: Style,
     number: Callable[[dict], Number],
-    change: Callable[[dict], Number] = lambda model: None,
+    change: Callable[[dict], Number] | None = None,
 ) -> list[Row]:
-    """The row of one measure, none where no model has it. Where `change` gives None, `difference` stands in."""
+    """The row of one measure, none where no model has it.
+
+    Args:
+      change: of a model against the baseline; None where the two do not compare. Left out: `difference`.
+    """
     base = baseline(results)
     before = None if base is None else number(base)
     cells = []
     for model in results["models"]:
         now = number(model)
         compared = model is not base and before is not None and now is not None
-        cells.append(cell(now, style, (change(model) or difference(now, before)) if compared else None))
+        changed = None if not compared else change(model) if change else difference(now, before)
+        cells.append(cell(now, style, changed))
     return [Row(label, tuple(cells))] if any(c != Cell() for c in cells) else []
 
 
@@ -136,7 +145,7 @@ def mean_curve(values: dict | list | None) -> np.ndarray | None:
     return np.mean([mean_curve(value) for value in values.values()], axis=0) if values else None
 
 
-def at_aligned(model: dict, *path: str) -> float | None:
-    """A measure of `alignment` at the model's aligned layer, averaged over languages and directions."""
+def at_layer(model: dict, layer: int, *path: str) -> float | None:
+    """A measure of `alignment` at a layer, averaged over languages and directions."""
     curve = mean_curve(get(model["alignment"], *path))
-    return None if curve is None else float(curve[model["align_layer"]])
+    return None if curve is None else float(curve[layer])

@@ -9,27 +9,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
 from alignx_jax.data.languages import normalize
-from alignx_jax.evaluation import harness, scoring, statistics, translation, translation_scores
-from alignx_jax.evaluation.measured import Advance, Material, Measured, Subject, measure
+from alignx_jax.evaluation import comparison, harness, scoring, translation
+from alignx_jax.evaluation.measured import Advance, Material, Subject, measure
 from alignx_jax.exits import UserError
 from alignx_jax.training import loop, runs
 
@@ -177,7 +174,7 @@ def evaluate(
     """
     options = config.evaluation
     measured = [measure(config, material, model, mesh, advance) for model in models]
-    records = [_record(one, measured[0], options, config.seed) for one in measured]
+    records = [comparison.record(one, measured[0], options, config.seed) for one in measured]
     return {
         "format": FORMAT,
         "date": datetime.date.today().isoformat(),
@@ -222,69 +219,3 @@ def _digest(material: Material) -> str:
     """SHA-256 of the sentences that were measured or translated, by language: of their JSON with sorted keys."""
     used = {code: max(lines, material.translated[code], key=len) for code, lines in material.sentences.items()}
     return hashlib.sha256(json.dumps(used, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-
-
-def _record(one: Measured, base: Measured, options: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """A model's record with its intervals, and those of its differences from the first model."""
-    counts = functools.partial(statistics.bootstrap_counts, resamples=options.resamples, seed=seed)
-    others = [code for code in one.text if code != options.pivot]
-
-    def by_language(interval: statistics.Interval) -> dict[str, list[float]]:
-        rows = np.stack([interval.value, interval.low, interval.high], axis=1).tolist()
-        return dict(zip([*others, "mean"], rows, strict=True))
-
-    def with_mean(hits_KxN: np.ndarray) -> np.ndarray:
-        return np.concatenate([hits_KxN, hits_KxN.mean(axis=0, keepdims=True)])
-
-    own, count = with_mean(one.hits_KxN), counts(one.hits_KxN.shape[1])
-    changes = {}
-    if one is not base:
-        retrieval = statistics.difference_interval(own, with_mean(base.hits_KxN), count)
-        bits = {
-            code: statistics.percentile_interval(
-                p.bits_per_byte - base.text[code].bits_per_byte, _bits(p, count) - _bits(base.text[code], count)
-            )
-            for code, p in one.text.items()
-        }
-        changes = {
-            "retrieval_change": by_language(retrieval),
-            "bits_per_byte_change": {code: _triple(interval) for code, interval in bits.items()},
-            "continuation_choice_change": _differences(one.endings, base.endings, counts),
-            "choices_change": _differences(one.choices, base.choices, counts),
-        }
-    return one.record | {
-        "intervals": {"retrieval": by_language(statistics.mean_interval(own, count)), **changes},
-        "perplexity": {
-            code: {
-                "value": p.value,
-                "bits_per_byte": _triple(statistics.percentile_interval(p.bits_per_byte, _bits(p, count))),
-            }
-            for code, p in one.text.items()
-        },
-        "continuation_choice": _means(one.endings, counts),
-        "choices": _means(one.choices, counts) or None,
-        "translation": one.translation and translation_scores.record(one.translation, base.translation, counts),
-    }
-
-
-def _bits(text: scoring.Perplexity, counts_BxN: np.ndarray) -> np.ndarray:
-    """[B] bits a byte of each resample."""
-    return (counts_BxN @ text.nll) / (counts_BxN @ text.bytes) / math.log(2)
-
-
-def _means(hits: dict[str, np.ndarray], counts: Callable[[int], np.ndarray]) -> dict[str, list[float]]:
-    return {code: _triple(statistics.mean_interval(h, counts(len(h)))) for code, h in hits.items() if len(h)}
-
-
-def _differences(
-    after: dict[str, np.ndarray], before: dict[str, np.ndarray], counts: Callable[[int], np.ndarray]
-) -> dict[str, list[float]]:
-    return {
-        code: _triple(statistics.difference_interval(hits, before[code], counts(len(hits))))
-        for code, hits in after.items()
-        if len(hits)
-    }
-
-
-def _triple(interval: statistics.Interval) -> list[float]:
-    return [float(interval.value), float(interval.low), float(interval.high)]

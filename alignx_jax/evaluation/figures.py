@@ -50,6 +50,7 @@ _MEASURES = {
         _measure("mexa-last", "MEXA, last token", SHARE, "mexa", "last"),
         _measure("xsim", "xSIM error (less is better)", SHARE, "xsim"),
         _measure("dali", "DALI", SHARE, "dali"),
+        _measure("dali-strict", "DALI, strict", SHARE, "dali_strict"),
         _measure("in-prompt", "Retrieval inside the prompt (inflated)", SHARE, "in_prompt"),
     ),
     "How alike are the vectors?": (

@@ -36,6 +36,8 @@ class Score(NamedTuple):
     value: float
     stderr: float | None
     """Standard error; None where the harness gives none."""
+    higher_is_better: bool | None
+    """None where the harness does not know."""
 
 
 class Tasks(NamedTuple):
@@ -43,6 +45,8 @@ class Tasks(NamedTuple):
 
     scores: dict[str, dict[str, Score]]
     """By task and `metric,filter`; a group of tasks is there beside its members."""
+    groups: dict[str, list[str]]
+    """Members of each group."""
     max_length: int
     """Most tokens of a request."""
     cut: dict[str, list[int]]
@@ -83,18 +87,22 @@ def evaluate_tasks(
     model = AlignXLM(decoder, tokenizer, folder, mesh, rows=rows, dtype=dtype, progress=progress)
     found = simple_evaluate(
         model, tasks=loaded, limit=limit, log_samples=False, task_manager=TaskManager(include_defaults=False)
-    )["results"]
-    scores = {name: _scores(of) for name, of in found.items()}
-    return Tasks(scores, model.max_length, {name: [model.cut[name], of] for name, of in model.requests.items()})
+    )
+    better = found["higher_is_better"]
+    scores = {name: _scores(of, better.get(name, {})) for name, of in found["results"].items()}
+    groups = {name: list(members) for name, members in found["group_subtasks"].items()}
+    cut = {name: [model.cut[name], of] for name, of in model.requests.items()}
+    return Tasks(scores, groups, model.max_length, cut)
 
 
-def _scores(results: dict[str, Any]) -> dict[str, Score]:
+def _scores(results: dict[str, Any], higher_is_better: dict[str, bool | None]) -> dict[str, Score]:
     scores = {}
     for key, value in results.items():
         metric, comma, kind = key.partition(",")
         if comma and not metric.endswith("_stderr"):
             stderr = results.get(f"{metric}_stderr,{kind}")
-            scores[key] = Score(float(value), float(stderr) if isinstance(stderr, float) else None)
+            error = float(stderr) if isinstance(stderr, float) else None
+            scores[key] = Score(float(value), error, higher_is_better.get(metric))
     return scores
 
 

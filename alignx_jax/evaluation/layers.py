@@ -21,12 +21,13 @@ _PROJECTED = 30  # sentences of the picture, each in every language
 
 
 class Layers(NamedTuple):
-    """What is measured, and the hits behind it."""
+    """What is measured, and the sentences behind it."""
 
     record: dict[str, Any]
     """The part `alignment` of a model in evaluation.json."""
-    hits_KxKxN: np.ndarray
-    """`metrics.retrieval_hits` at the aligned layer."""
+    sentences: dict[str, dict[str, np.ndarray]]
+    """By measure and language, [L+1,N] of single sentences, float32: what `retrieval` and `xsim` (each the mean of to
+    and from the pivot), `mexa` (weighted) and `language_probe` are means of."""
 
 
 def measure(
@@ -41,9 +42,13 @@ def measure(
         groups.append(sharding.to_host(_measured(*arrays, place=place, seed=seed, mesh=mesh)))
     found = jax.tree.map(lambda *x: np.concatenate(x)[: depth + 1], *groups)  # arrays [L+1,...]
     hits_KxKxN = sharding.to_host(metrics.retrieval_hits(vectors.mean[align_layer]))
+    probe_LxKxN = found["probe"].astype(np.float32)
 
     def by_language(x_LxK: np.ndarray) -> dict[str, list[float]]:
         return {code: _floats(x_LxK[:, k]) for k, code in enumerate(languages) if code != pivot}
+
+    def of_sentences(x_LxKxN: np.ndarray) -> dict[str, np.ndarray]:
+        return {c: x_LxKxN[:, k].astype(np.float32) for k, c in enumerate(languages) if c != pivot}
 
     def both_ways(x_LxKx2: np.ndarray) -> dict[str, dict[str, list[float]]]:
         to, back = by_language(x_LxKx2[..., 0]), by_language(x_LxKx2[..., 1])
@@ -52,8 +57,12 @@ def measure(
     record = {
         "retrieval": both_ways(found["hits"].mean(axis=-1)),
         "retrieval_matrix": [_floats(row) for row in hits_KxKxN.mean(axis=-1)],
-        "xsim": both_ways(found["xsim"]),
-        "mexa": {"weighted": by_language(found["mexa_weighted"]), "last": by_language(found["mexa_last"])},
+        "xsim": both_ways(found["xsim"].mean(axis=-1)),
+        "mexa": {
+            "weighted": by_language(found["mexa_weighted"].mean(axis=-1)),
+            "last": by_language(found["mexa_last"].mean(axis=-1)),
+        },
+        "mexa_sentences": vectors.weighted.shape[2],
         "positive_cosine": by_language(found["cosines"].positive),
         "negative_cosine": by_language(found["cosines"].negative),
         "cka": by_language(found["cka"].plain),
@@ -61,11 +70,17 @@ def measure(
         "total_variance": _floats(found["collapse"].total_variance),
         "random_cosine": _floats(found["collapse"].random_cosine),
         "uniformity": _floats(found["collapse"].uniformity),
-        "language_probe": _floats(found["probe"]),
+        "language_probe": _floats(found["probe"].mean(axis=(1, 2))),
         "language_variance": _floats(found["variance"].language),
         "meaning_variance": _floats(found["variance"].meaning),
     }
-    return Layers(record, hits_KxKxN)
+    sentences = {
+        "retrieval": of_sentences(found["hits"].mean(axis=2)),
+        "xsim": of_sentences(found["xsim"].mean(axis=2)),
+        "mexa": of_sentences(found["mexa_weighted"]),
+        "language_probe": {code: probe_LxKxN[:, k] for k, code in enumerate(languages)},
+    }
+    return Layers(record, sentences)
 
 
 @functools.partial(jax.jit, static_argnames=("place", "seed", "mesh"))
@@ -78,12 +93,12 @@ def _measured(mean_LxKxNxD, weighted_LxKxNxD, last_LxKxNxD, *, place: int, seed:
         return {
             "hits": metrics.pivot_hits(x_KxNxD, place),
             "xsim": metrics.xsim_errors(x_KxNxD, place),
-            "mexa_weighted": metrics.mexa(weighted_KxNxD, place),
-            "mexa_last": metrics.mexa(last_KxNxD, place),
+            "mexa_weighted": metrics.mexa_hits(weighted_KxNxD, place),
+            "mexa_last": metrics.mexa_hits(last_KxNxD, place),
             "cosines": metrics.cosines(x_KxNxD, place),
             "cka": metrics.cka(x_KxNxD, place),
             "collapse": metrics.collapse(x_KxNxD),
-            "probe": metrics.language_probe(x_KxNxD, seed),
+            "probe": metrics.probe_hits(x_KxNxD, seed),
             "variance": metrics.variance(x_KxNxD),
         }
 

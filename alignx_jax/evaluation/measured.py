@@ -19,6 +19,7 @@ from alignx_jax.data import prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
 from alignx_jax.models import huggingface
+from alignx_jax.models.decoder import Decoder
 from alignx_jax.training import metrics as training_metrics
 from alignx_jax.training import runs
 from alignx_jax.training.step import LOSSES
@@ -60,8 +61,8 @@ class Measured:
 
     name: str
     record: dict[str, Any]
-    hits_KxN: np.ndarray
-    """Retrieval at the aligned layer, mean of to and from the pivot; of the languages but the pivot."""
+    alignment: dict[str, dict[str, np.ndarray]]
+    """`layers.Layers.sentences` and what `dali` finds, by measure and language, [L+1,N]."""
     text: dict[str, scoring.Perplexity]
     endings: dict[str, np.ndarray]
     choices: dict[str, np.ndarray]
@@ -94,7 +95,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         choices = scoring.two_option_accuracy(
             decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
         )
-    aligned, hits_KxN, projection = _alignment(config, material, subject, decoder, encoder, mesh, shape, told)
+    aligned, by_sentence, projection = _alignment(config, material, subject, decoder, encoder, mesh, shape, told)
     translated = None
     if material.directions:
         outputs = translation.translate(
@@ -139,10 +140,11 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         "alignment": aligned,
         "tasks": tasks and tasks.scores,
         "task_requests": tasks and {"max_length": tasks.max_length, "cut": tasks.cut},
+        "task_groups": tasks and tasks.groups,
         "projection": projection,
         "training": _history(source),
     }
-    return Measured(source.name, record, hits_KxN, text, endings, choices, translated)
+    return Measured(source.name, record, by_sentence, text, endings, choices, translated)
 
 
 def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
@@ -157,7 +159,7 @@ def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> tr
 
 
 def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
-    """The part `alignment` of a model's record, its hits [K-1,N] at the aligned layer, and the projection."""
+    """The part `alignment` of a model's record, the single sentences behind it, and the projection."""
     sentences, pivot = material.sentences, config.evaluation.pivot
     languages, done = list(sentences), 0
     every = sum(map(len, sentences.values()))
@@ -181,9 +183,6 @@ def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
         head = {name: float(value) for name, value in accuracy._asdict().items()}
     depth = len(vectors.mean) - 1
     projection = layers.projection(vectors.mean, languages, (0, subject.align_layer, depth))
-    place = languages.index(pivot)
-    to_and_from = found.hits_KxKxN[:, place].astype(float), found.hits_KxKxN[place].astype(float)
-    hits_KxN = np.delete((to_and_from[0] + to_and_from[1]) / 2, place, axis=0)
     del vectors
 
     in_prompt = None
@@ -191,32 +190,52 @@ def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
         told("vectors in the prompt")(0, 1)
         inside = alignment.in_prompt_vectors(decoder, encoder, material.template, sentences, pivot, mesh, **shape)
         in_prompt = layers.both_directions(inside)
-    dali = None
+    by_item: dict[str, dict[str, np.ndarray]] = {}
     if pivot in material.choices and len(material.choices) > 1:
         told("vectors of two options")(0, 1)
-        dali = _dali(decoder, encoder, material.choices, pivot, mesh, shape)
-    return found.record | {"matching_head": head, "dali": dali, "in_prompt": in_prompt}, hits_KxN, projection
+        by_item = dali(decoder, encoder, material.choices, pivot, mesh, **shape)
+    shares = {
+        name: {code: x_LxN.mean(axis=1, dtype=float).tolist() for code, x_LxN in of.items()} or None
+        for name, of in ({"dali": {}, "dali_strict": {}} | by_item).items()
+    }
+    record = found.record | shares | {"matching_head": head, "in_prompt": in_prompt}
+    return record, found.sentences | {name: of for name, of in by_item.items() if of}, projection
 
 
-def _dali(decoder, encoder, choices, pivot, mesh, shape) -> dict[str, list[float]]:
-    """`metrics.dali` at every layer, of the items that a language shares with the pivot; by language."""
+def dali(
+    decoder: Decoder,
+    encoder: Tokenizer,
+    choices: Mapping[str, Sequence[scoring.Item]],
+    pivot: str,
+    mesh: Mesh,
+    **options,
+) -> dict[str, dict[str, np.ndarray]]:
+    """`metrics.dali` of the items that a language shares with the pivot: `dali` and `dali_strict` by language, [L+1,N].
+
+    A text is the premise and an option with a space between; its vector is the position-weighted mean over its tokens,
+    BOS counted, one of the two of the authors' code (Kartik21/DALI_MATS, src/embed_extractor.py), as for MEXA.
+    `options` are those of `alignment.encode`.
+
+    Raises:
+      UserError: a text longer than a row.
+    """
     numbers = {code: {item.idx: item for item in items} for code, items in choices.items()}
     vectors = {}
     for code, items in numbers.items():
         texts = [f"{item.premise} {choice}" for item in items.values() for choice in (item.choice1, item.choice2)]
-        flat_LxMxD = alignment.text_vectors(decoder, encoder, texts, mesh, **shape)
+        flat_LxMxD = alignment.text_vectors(decoder, encoder, texts, mesh, pool="weighted", **options)
         vectors[code] = flat_LxMxD.reshape(len(flat_LxMxD), len(items), 2, -1)
     places = {code: {idx: n for n, idx in enumerate(items)} for code, items in numbers.items()}
-    found = {}
+    found: dict[str, dict[str, np.ndarray]] = {"dali": {}, "dali_strict": {}}
     for code in numbers:
         shared = [idx for idx in numbers[code] if idx in numbers[pivot]]
         if code == pivot or not shared:
             continue
-        english, other = ([places[c][idx] for idx in shared] for c in (pivot, code))
-        found[code] = [
-            float(np.mean(metrics.dali(x[english], y[other]).aligned))
-            for x, y in zip(vectors[pivot], vectors[code], strict=True)
-        ]
+        here, there = ([places[c][idx] for idx in shared] for c in (pivot, code))
+        pairs = zip(vectors[pivot], vectors[code], strict=True)
+        hits = [metrics.dali(x_Mx2xD[here], y_Mx2xD[there]) for x_Mx2xD, y_Mx2xD in pairs]
+        found["dali"][code] = np.stack([hit.aligned for hit in hits]).astype(np.float32)
+        found["dali_strict"][code] = np.stack([hit.strict for hit in hits]).astype(np.float32)
     return found
 
 

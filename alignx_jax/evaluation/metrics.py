@@ -81,7 +81,9 @@ class MatchingAccuracy(NamedTuple):
     """Shares of ordered pairs of two sentences that the pair classifier is right about."""
 
     accuracy: jax.Array
-    """Over all pairs."""
+    """Over all pairs: of K languages with as many sentences each, "different" alone has about (K - 1) / K."""
+    balanced: jax.Array
+    """Mean of the next two; chance is 1/2."""
     same: jax.Array
     """Over pairs in the same language; 0 where there are none."""
     different: jax.Array
@@ -141,18 +143,19 @@ def pivot_hits(x_KxNxD: jax.Array, pivot: int) -> jax.Array:
 
 @jax.jit
 def xsim_errors(x_KxNxD: jax.Array, pivot: int) -> jax.Array:
-    """[K,2] xSIM error rates with ratio margin, k = 4, to the pivot and from the pivot (LASER's source/xsim.py).
+    """[K,2,N] bool: xSIM's errors with ratio margin, k = 4, to the pivot and from the pivot (LASER's source/xsim.py).
 
     Candidates for a sentence x are its k nearest y of the other language by cosine; the one with the largest ratio
     margin is taken (arXiv 1811.01136): cos(x, y) over the mean of two means, that of x with its k nearest y and that
     of y with its k nearest x. A tie is an error; LASER takes one of the tied. Of fewer than k sentences, all are near.
+    The mean over n is the error rate.
     """
     x_KxNxD = _wide(x_KxNxD)
 
     def errors(x_NxD: jax.Array) -> jax.Array:
         distance_NxN = _distances(x_NxD, x_KxNxD[pivot])
         to, back = _neighbours(distance_NxN), _neighbours(distance_NxN.T)
-        return jnp.stack([_margin_error(to, back), _margin_error(back, to)])
+        return jnp.stack([_margin_errors(to, back), _margin_errors(back, to)])
 
     return jax.lax.map(errors, x_KxNxD)
 
@@ -163,28 +166,22 @@ def _neighbours(distance_NxN: jax.Array) -> tuple[jax.Array, jax.Array]:
     return -near_Nxk, index_Nxk
 
 
-def _margin_error(to: tuple[jax.Array, jax.Array], back: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Error rate of one direction, from the `_neighbours` of both."""
+def _margin_errors(to: tuple[jax.Array, jax.Array], back: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """[N] bool, of one direction, from the `_neighbours` of both."""
     (near_Nxk, index_Nxk), (back_Nxk, _) = to, back
     mean_Nxk = (jnp.mean(near_Nxk, axis=1)[:, None] + jnp.mean(back_Nxk, axis=1)[index_Nxk]) / 2
     margin_Nxk = (mean_Nxk - near_Nxk) / (1 - mean_Nxk)  # the ratio of cosines, less 1: digits survive near 1
     own_Nxk = index_Nxk == jnp.arange(len(index_Nxk))[:, None]
     translation_N, others_N = (jnp.max(jnp.where(a, margin_Nxk, -jnp.inf), axis=1) for a in (own_Nxk, ~own_Nxk))
-    return jnp.mean(~(translation_N > others_N))
+    return ~(translation_N > others_N)
 
 
 @jax.jit
-def mexa(x_KxNxD: jax.Array, pivot: int) -> jax.Array:
-    """[K] share of sentences whose cosine with their pivot translation is strictly greater than every other cosine of
-    either of the two (arXiv 2410.05873; cisnlp/MEXA's compute_mexa.py). It falls as N grows.
+def mexa_hits(x_KxNxD: jax.Array, pivot: int) -> jax.Array:
+    """[K,N] bool: is the cosine of sentence n with its pivot translation strictly greater than every other cosine of
+    either of the two? MEXA is the mean over n (arXiv 2410.05873; cisnlp/MEXA's compute_mexa.py); it falls as N grows.
     """
-    x_KxNxD = _wide(x_KxNxD)
-
-    def share(x_NxD: jax.Array) -> jax.Array:
-        row_N, column_N = _nearest(_distances(x_NxD, x_KxNxD[pivot]))
-        return jnp.mean(row_N & column_N)
-
-    return jax.lax.map(share, x_KxNxD)
+    return jnp.all(pivot_hits(x_KxNxD, pivot), axis=1)
 
 
 @jax.jit
@@ -285,8 +282,8 @@ def probe_split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames="seed")
-def language_probe(x_KxNxD: jax.Array, seed: int) -> jax.Array:
-    """Share of held-out sentences whose language a linear classifier tells; chance is 1/K.
+def probe_hits(x_KxNxD: jax.Array, seed: int) -> jax.Array:
+    """[K,n] bool: does a linear classifier tell the language of the n held-out sentences? Chance is 1/K.
 
     A sentence number is on one side of the split in every language, so no translation of a test sentence was trained
     on. Features have mean 0 and deviation 1 over the training sentences.
@@ -297,7 +294,7 @@ def language_probe(x_KxNxD: jax.Array, seed: int) -> jax.Array:
     x_KxNxD = (x_KxNxD - mean_1x1xD) / jnp.where(deviation_1x1xD == 0, 1, deviation_1x1xD)
     kernel_DxK, bias_K = fit_probe(x_KxNxD[:, train])
     scores_KxNxK = _einsum("knd,dc->knc", x_KxNxD[:, test], kernel_DxK) + bias_K[None, None, :]
-    return jnp.mean(jnp.argmax(scores_KxNxK, axis=2) == jnp.arange(len(x_KxNxD))[:, None])
+    return jnp.argmax(scores_KxNxK, axis=2) == jnp.arange(len(x_KxNxD))[:, None]
 
 
 @jax.jit
@@ -335,7 +332,8 @@ def fit_probe(x_KxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def dali(english_Nx2xD: jax.Array, other_Nx2xD: jax.Array) -> DALI:
-    """Discriminative Alignment Index of two-option items; the vectors are those of a premise with each option.
+    """Discriminative Alignment Index of two-option items; the vectors are those of a premise with each option (its
+    authors take position-weighted means, and last tokens).
 
     Aligned: both cosines of an option with its translation are strictly greater than both of an option with the
     translation of the other option (arXiv 2504.09378; the comparisons are those of the authors' code,
@@ -382,6 +380,5 @@ def matching_accuracy(
     block = max(1, min(m, _PAIR_ELEMENTS // (m * width)))
     counts_Mx4 = jax.lax.map(row, (*first, language_M, jnp.arange(m)), batch_size=block)
     same, different, all_same, all_different = jnp.sum(counts_Mx4.astype(first[0].dtype), axis=0)
-    return MatchingAccuracy(
-        (same + different) / (m * (m - 1)), same / jnp.maximum(all_same, 1), different / jnp.maximum(all_different, 1)
-    )
+    of_same, of_different = same / jnp.maximum(all_same, 1), different / jnp.maximum(all_different, 1)
+    return MatchingAccuracy((same + different) / (m * (m - 1)), (of_same + of_different) / 2, of_same, of_different)

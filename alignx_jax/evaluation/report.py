@@ -85,6 +85,7 @@ def _context(results: dict) -> dict:
         "described": results["models"],
         "languages": [f"{code} {language_name(code)}" for code in codes],
         "machine": results["machine"],
+        "mexa_sentences": tables.mexa_sentences(results),
         "names": [model["name"] for model in results["models"]],
         "pivot": language_name(results["sentences"]["pivot"]),
         "sentences": results["sentences"],

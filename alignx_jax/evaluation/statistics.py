@@ -9,6 +9,7 @@ Shapes: B resamples, N sentences.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -24,34 +25,56 @@ class Interval:
     high: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """A score on the sentences themselves and on every resample of them.
+
+    Scores are subtracted and averaged resample by resample: where their resamples are the same sentence numbers, the
+    interval of what comes out is that of a paired comparison.
+    """
+
+    value: np.ndarray
+    """[...] on all sentences, each once."""
+    resampled_Bx___: np.ndarray
+    """[B,...] on each resample; NaN where it is not defined, such as a rate of what none of the sentences has."""
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        return Resampled(self.value - other.value, self.resampled_Bx___ - other.resampled_Bx___)
+
+    def interval(self) -> Interval:
+        """Percentile interval (Efron and Tibshirani 1993, chapter 13) over the resamples on which it is defined."""
+        tail = (1 - _LEVEL) / 2
+        low, high = np.nanquantile(self.resampled_Bx___, [tail, 1 - tail], axis=0)
+        return Interval(np.asarray(self.value, np.float64)[()], low, high)
+
+    def triple(self) -> list[float] | None:
+        """Value, low and high of a single number, as JSON has them; None where it is defined on no resample."""
+        if np.all(np.isnan(self.resampled_Bx___)):
+            return None
+        interval = self.interval()
+        return [float(interval.value), float(interval.low), float(interval.high)]
+
+
 def bootstrap_counts(n: int, resamples: int, seed: int) -> np.ndarray:
     """[B,N] int64: how often each of n sentences was drawn in n draws with replacement.
 
     `counts @ values_N` is the sum over each resample. A score of the corpus that is a function of sums over sentences
-    (BLEU, chrF, bits per byte) is that function of `counts @ sums_Nx...`; `percentile_interval` takes it from there.
+    (BLEU, chrF, bits per byte) is that function of `counts @ sums_Nx...`.
     """
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
-def percentile_interval(value: float | np.ndarray, resampled_Bx___: np.ndarray) -> Interval:
-    """Percentile interval (Efron and Tibshirani 1993, chapter 13) of what has `value` on the sentences themselves.
-
-    Args:
-      value: [...] on all sentences, each once.
-      resampled_Bx___: [B,...] on each resample.
-    """
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(resampled_Bx___, [tail, 1 - tail], axis=0)
-    return Interval(np.asarray(value, np.float64)[()], low, high)
-
-
-def mean_interval(values___xN: np.ndarray, counts_BxN: np.ndarray) -> Interval:
-    """Of the mean over the last axis; the fields are [...]. `values___xN` may be bool."""
+def mean(values___xN: np.ndarray, counts_BxN: np.ndarray) -> Resampled:
+    """The mean over the last axis. `values___xN` may be bool."""
     values___xN = np.asarray(values___xN, np.float64)
     resampled = np.moveaxis(values___xN @ counts_BxN.T, -1, 0) / values___xN.shape[-1]
-    return percentile_interval(np.mean(values___xN, axis=-1), resampled)
+    return Resampled(np.mean(values___xN, axis=-1), resampled)
 
 
-def difference_interval(after___xN: np.ndarray, before___xN: np.ndarray, counts_BxN: np.ndarray) -> Interval:
-    """Of mean(after) - mean(before), two models' values of the same sentences, [...,N] each: paired."""
-    return mean_interval(np.asarray(after___xN, np.float64) - np.asarray(before___xN, np.float64), counts_BxN)
+def average(scores: Iterable[Resampled]) -> Resampled:
+    """The mean of several scores, such as those of languages, on each resample."""
+    scores = list(scores)
+    return Resampled(
+        np.mean([score.value for score in scores], axis=0),
+        np.mean([score.resampled_Bx___ for score in scores], axis=0),
+    )

@@ -23,7 +23,9 @@ from alignx_jax.evaluation.cells import (
     SHARE_OF_NEITHER,
     Number,
     Row,
-    at_aligned,
+    Style,
+    at_layer,
+    baseline,
     cell,
     get,
     row,
@@ -66,42 +68,64 @@ def home_language(results: dict) -> str:
 
 
 def retrieval(model: dict, code: str = "mean") -> Number:
-    """At the aligned layer, mean of both directions, of a language or of all, with its interval where it has one."""
-    path = ("retrieval",) if code == "mean" else ("retrieval", code)
-    return get(model, "intervals", "retrieval", code) or at_aligned(model, *path)
+    """At the aligned layer, mean of both directions, of a language or of all, with its interval."""
+    return get(model, "intervals", "retrieval", code)
+
+
+def mexa_sentences(results: dict) -> int:
+    """How many sentences MEXA is taken over: it falls as they become more."""
+    return results["models"][0]["alignment"]["mexa_sentences"]
 
 
 def overview(results: dict) -> Table:
     """What a reader compares first; also the table of the terminal."""
-    home = home_language(results)
-    others = [code for code in results["sentences"]["languages"] if code != home]
+    home, base = home_language(results), baseline(results)
 
-    def aligned(label, style, *path):
-        return row(results, label, style, lambda m: at_aligned(m, *path))
+    def interval_row(label, style, name, code="mean"):
+        return row(
+            results,
+            label,
+            style,
+            lambda m: get(m, "intervals", name, code),
+            lambda m: get(m, "intervals", f"{name}_change", code),
+        )
 
-    def lowest(m):
-        return min(at_aligned(m, "retrieval", code) for code in m["alignment"]["retrieval"])
+    def layer_row(label, style, value):
+        """What has no interval; `value` is of a model and a layer."""
+        return row(
+            results,
+            label,
+            style,
+            lambda m: value(m, m["align_layer"]),
+            lambda m: value(m, m["align_layer"]) - value(base, m["baseline_layer"]),
+        )
 
-    def paired(m):
-        return get(m, "intervals", "retrieval_change", "mean")
-
-    def mean_of_others(title):
-        style, _, *path = _OF_TEXT[title]
-        return row(results, title, style, lambda m: _mean(get(m, path[0], code, *path[1:]) for code in others))
+    def lowest(m, layer):  # a minimum is biased downwards in resamples: it gets no interval
+        return min(at_layer(m, layer, "retrieval", code) for code in m["alignment"]["retrieval"])
 
     rows = [
         Row("Closer, at the aligned layer"),
-        *row(results, "Retrieval, mean", SHARE, retrieval, paired),
-        *row(results, "Retrieval, lowest language", SHARE, lowest),
-        *aligned("MEXA", SHARE, "mexa", "weighted"),
-        *aligned("xSIM error", SHARE_OF_ERRORS, "xsim"),
-        *aligned("CKA, debiased", INDEX, "cka_debiased"),
+        *interval_row("Retrieval, mean", SHARE, "retrieval"),
+        *layer_row("Retrieval, lowest language", SHARE, lowest),
+        *interval_row(f"MEXA, {mexa_sentences(results)} sentences", SHARE, "mexa"),
+        *interval_row("xSIM error", SHARE_OF_ERRORS, "xsim"),
+        *interval_row("DALI", SHARE, "dali"),
+        *interval_row("DALI, strict", SHARE, "dali_strict"),
+        *layer_row("CKA, debiased", INDEX, lambda m, layer: at_layer(m, layer, "cka_debiased")),
         Row("Languages told apart"),
-        *aligned("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
-        *row(results, "Language probe, last layer", SHARE, lambda m: m["alignment"]["language_probe"][-1]),
-        *row(results, "Matching head", SHARE, lambda m: get(m, "alignment", "matching_head", "accuracy")),
+        *interval_row("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
+        *interval_row("Language probe, last layer", SHARE, "language_probe_last"),
+        *row(results, "Matching head, balanced", SHARE, lambda m: get(m, "alignment", "matching_head", "balanced")),
         *_section(language_name(home), [r for title in _OF_TEXT for r in _text_row(results, title, title, home)]),
-        *_section("Other languages, mean", [r for title in _OF_TEXT if title != _TOKEN for r in mean_of_others(title)]),
+        *_section(
+            "Other languages, mean",
+            [
+                r
+                for title, (style, name, *_) in _OF_TEXT.items()
+                if title != _TOKEN
+                for r in interval_row(title, style, name, "others")
+            ],
+        ),
         *_section("Translation", [*_averages(results, "chrF++"), *_averages(results, "off_target")]),
         *_section("Tasks", row(results, "Accuracy, mean", SHARE, lambda m: _mean(_accuracies(m)))),
     ]
@@ -134,8 +158,15 @@ def _mean(numbers: Iterable[Number]) -> float | None:
 
 
 def _accuracies(model: dict) -> list[float]:
-    tasks = get(model, "tasks") or {}
-    return [scores[name][0] for scores in tasks.values() for name in scores if name.split(",")[0] == "acc"]
+    """Of every task that is in no group, and of every group; of its members where it has none, each set once."""
+    scores, groups = get(model, "tasks") or {}, get(model, "task_groups") or {}
+    members = {name for of in groups.values() for name in of}
+
+    def of_task(task: str) -> list[float]:
+        own = [of[0] for name, of in scores.get(task, {}).items() if name.split(",")[0] == "acc"]
+        return own or [value for member in groups.get(task, ()) for value in of_task(member)]
+
+    return [value for task in dict.fromkeys([*scores, *groups]) if task not in members for value in of_task(task)]
 
 
 def direction_codes(direction: str) -> tuple[str, str]:
@@ -220,14 +251,21 @@ def tasks(results: dict) -> Table | None:
         for metric in _keys(results, "tasks", task):
 
             def number(model, task=task, metric=metric):
-                value, error = get(model, "tasks", task, metric) or (None, None)
+                value, error, _ = get(model, "tasks", task, metric) or (None, None, None)
                 return value if error is None else (value, value - 1.96 * error, value + 1.96 * error)
 
             greatest = max(value_of(number(m)) for m in results["models"] if number(m) is not None)
-            loss = any(word in metric for word in ("perplexity", "bits_per_byte"))
-            style = PERPLEXITY if loss else SHARE if greatest <= 1 else SCORE
+            known = (get(m, "tasks", task, metric) for m in results["models"])
+            style = _style(greatest, next(found[2] for found in known if found))
             rows += row(results, f"{task}, {metric.split(',')[0]}", style, number)
     return _table(results, "Tasks", rows)
+
+
+def _style(greatest: float, higher_is_better: bool | None) -> Style:
+    """How a metric of the harness is written: an accuracy and its like in %, all else as it is."""
+    better = {True: 1, False: -1, None: 0}[higher_is_better]
+    share = greatest <= 1 and better >= 0
+    return Style(100, 1, "%", better) if share else Style(1, 1 if greatest > 10 else 3, "", better)
 
 
 def by_language(results: dict) -> list[Table]:

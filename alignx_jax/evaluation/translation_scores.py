@@ -73,8 +73,9 @@ def chrf(sums: np.ndarray) -> np.ndarray:
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """The first of two sums [...,2] over the second, [...]; 0 where that is 0."""
-    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1)
+    """The first of two sums [...,2] over the second, [...]; NaN where that is 0: without any text there is no rate of
+    it."""
+    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,12 +272,11 @@ def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) ->
         found = {}
         for name in dict.fromkeys(name for pair in pairs for name in result.measures[pair]):
             measured, before = ([pair for pair in pairs if name in r.measures[pair]] for r in (result, base))
-            value, resampled_B = _mean(result, measured, name, counts_BxN)
-            found[name], found[f"{name}_interval"] = value, _triple(value, resampled_B)
+            score = _mean(result, measured, name, counts_BxN)
+            found[name], found[f"{name}_interval"] = float(score.value), score.triple()
             change = None
             if result is not base and measured == before:
-                base_value, base_resampled_B = _mean(base, measured, name, counts_BxN)
-                change = _triple(value - base_value, resampled_B - base_resampled_B)
+                change = (score - _mean(base, measured, name, counts_BxN)).triple()
             found[f"{name}_change"] = change
         return found
 
@@ -294,16 +294,10 @@ def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) ->
     }
 
 
-def _mean(result: Result, pairs: Sequence[Direction], name: str, counts_BxN: np.ndarray) -> tuple[float, np.ndarray]:
-    """A metric, and its values [B] on the resamples, averaged over directions."""
+def _mean(result: Result, pairs: Sequence[Direction], name: str, counts_BxN: np.ndarray) -> statistics.Resampled:
+    """A metric, averaged over directions."""
     measures = [result.measures[pair][name] for pair in pairs]
-    resampled_B = np.mean([measure.resampled(counts_BxN) for measure in measures], axis=0)
-    return float(np.mean([measure.value for measure in measures])), resampled_B
-
-
-def _triple(value: float, resampled_B: np.ndarray) -> list[float]:
-    interval = statistics.percentile_interval(value, resampled_B)
-    return [float(interval.value), float(interval.low), float(interval.high)]
+    return statistics.average(statistics.Resampled(m.value, m.resampled(counts_BxN)) for m in measures)
 
 
 def _samples(result: Result) -> list[dict[str, str]]:

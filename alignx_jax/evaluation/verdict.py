@@ -10,6 +10,9 @@ from alignx_jax.evaluation.cells import BITS, SCORE, SHARE, Number, Style, get, 
 
 UNDECIDED = "no difference that this test can tell"
 _UNWRITTEN = 0.01  # share of unknown tokens from which a language is warned of
+_COLLAPSED_COSINE = 0.99  # mean cosine of random pairs from which a model is warned of
+_COLLAPSED_VARIANCE = 0.1  # total variance, as a share of the baseline's, below which it is, too
+_SATURATED = 0.995  # accuracy of the probe from which it tells nothing of two models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,53 @@ def change_sentence(subject: str, style: Style, before: Number, after: Number, c
 
 
 def warnings(results: dict) -> list[str]:
-    """Languages that a model's tokenizer cannot write."""
+    """What a reader has to know before the numbers: languages that a tokenizer cannot write, vectors that may have
+    become one, layers that differ."""
+    return [*_unwritten(results), *_collapsed(results), *_other_layers(results)]
+
+
+def _collapsed(results: dict) -> list[str]:
+    """Models whose sentences are hardly apart at the aligned layer: retrieval can rise while they become one."""
+    base, found = cells.baseline(results), []
+    for model in results["models"]:
+        layer, signs = model["align_layer"], []
+        cosine = cells.at_layer(model, layer, "random_cosine")
+        compared = base is not None and model is not base
+        if cosine >= _COLLAPSED_COSINE:
+            before = cells.at_layer(base, model["baseline_layer"], "random_cosine") if compared else None
+            of_base = f" ({base['name']}: {before:.3f})" if compared else ""
+            signs.append(f"the mean cosine of different sentences is {cosine:.3f}{of_base}")
+        if compared and model["layers"] == base["layers"]:
+            now, before = (cells.at_layer(m, layer, "total_variance") for m in (model, base))
+            if now < _COLLAPSED_VARIANCE * before:
+                signs.append(f"the total variance is {SHARE.text(now / before)} of that of {base['name']}")
+        if signs:
+            found.append(
+                f"{model['name']} may have collapsed at its aligned layer {layer}: {', and '.join(signs)}. "
+                "Retrieval can rise all the same."
+            )
+    return found
+
+
+def _other_layers(results: dict) -> list[str]:
+    """Models whose change is not the difference of the two values that are shown, or not of equal layers."""
+    base, found = cells.baseline(results), []
+    for model in results["models"] if base else ():
+        name, layer, before = model["name"], model["align_layer"], model["baseline_layer"]
+        if model["layers"] != base["layers"]:
+            found.append(
+                f"{name} has {model['layers']} layers and {base['name']} {base['layers']}: what is measured at the "
+                f"aligned layer is of layer {layer} in the one and of layer {before} in the other."
+            )
+        elif before != base["align_layer"]:
+            found.append(
+                f"{name} is measured at its aligned layer {layer}, {base['name']} at layer {base['align_layer']}; the "
+                f"changes of {name} are from layer {before} of {base['name']}."
+            )
+    return found
+
+
+def _unwritten(results: dict) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for model in results["models"]:
         for code, rate in model["unknown_rate"].items():
@@ -106,7 +155,7 @@ def _questions(results: dict, model: dict, base: dict | None) -> list[_Question]
             SHARE,
             "points",
             tables.retrieval(model),
-            base and tables.retrieval(base),
+            base and cells.at_layer(base, model["baseline_layer"], "retrieval"),
             get(model, "intervals", "retrieval_change", "mean"),
         ),
         _Question(
@@ -144,13 +193,24 @@ def _compared(results: dict, base: dict, model: dict) -> Verdict:
         mark = cells.mark(change, q.style) if q.change else ""
         answers.append(Answer(q.question, q.measure, q.style.signed(value_of(change)), q.style.interval(change), mark))
         sentences.append(change_sentence(q.subject, q.style, q.before, q.number, change, q.unit))
-    last, before = (m["alignment"]["language_probe"][-1] for m in (model, base))
-    sentences.insert(
-        1,
-        f"A linear probe tells the languages apart at the last layer for {SHARE.text(last)} of sentences "
-        f"({base['name']}: {SHARE.text(before)}).",
-    )
+    sentences.insert(1, _told_apart(base, model))
     return Verdict(model["name"], tuple(answers), " ".join(sentences))
+
+
+def _told_apart(base: dict, model: dict) -> str:
+    """Whether languages diverge at the last layer: by the probe, or where that is at its ceiling by what varies."""
+    last, before = (m["alignment"]["language_probe"][-1] for m in (model, base))
+    text = (
+        f"A linear probe tells the languages apart at the last layer for {SHARE.text(last)} of sentences "
+        f"({base['name']}: {SHARE.text(before)})"
+    )
+    if min(last, before) < _SATURATED:
+        return f"{text}."
+    share, old = (SHARE.text(m["alignment"]["language_variance"][-1]) for m in (model, base))
+    return (
+        f"{text}: it is saturated and tells nothing of their difference; of the variance of all vectors there, {share} "
+        f"lies between languages ({base['name']}: {old})."
+    )
 
 
 def _alone(results: dict, model: dict) -> Verdict:

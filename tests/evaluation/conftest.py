@@ -1,5 +1,6 @@
 """The embedded model, which most tests of evaluation measure."""
 
+import numpy as np
 import pytest
 
 from alignx_jax.data import tokenizer
@@ -11,3 +12,19 @@ from alignx_jax.training import runs
 def sample() -> tuple[runs.Source, Tokenizer]:
     source = runs.find("sample")
     return source, tokenizer.load(source.huggingface)
+
+
+@pytest.fixture(scope="session")
+def states(sample):
+    """Hidden states [L+1,T,D] of token ids, by transformers."""
+    import torch
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(sample[0].huggingface, dtype=torch.float32)
+
+    def states(ids):
+        with torch.no_grad():
+            hidden = theirs(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
+        return np.stack([h[0].numpy() for h in hidden]).astype(np.float64)
+
+    return states

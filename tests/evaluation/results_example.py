@@ -73,6 +73,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
         "parameters": 14_487_808,
         "layers": layers,
         "align_layer": align,
+        "baseline_layer": align,
         "unknown_rate": {code: 0.0132 if code == "hi" else 0.0 for code in codes},
         "tokens_per_sentence": {code: float(12 + 9 * rng.random()) if m == 0 else 15.0 for code in codes},
         "layers_measured": layers + 1,
@@ -81,6 +82,7 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "retrieval_matrix": matrix,
             "xsim": both(0.93, 0.62 - gain),
             "mexa": {"weighted": by_code(0.02, 0.28 + gain), "last": by_code(0.01, 0.18 + gain)},
+            "mexa_sentences": 100,
             "positive_cosine": by_code(0.45, 0.72 + gain / 3),
             "negative_cosine": by_code(0.42, 0.55 - gain / 4),
             "cka": by_code(0.3, 0.62 + gain / 2),
@@ -92,7 +94,10 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
             "language_variance": [float(v) for v in 0.3 - 0.2 * hump * (1 + gain) + 0.4 * (depth > 0.8)],
             "meaning_variance": [float(v) for v in 0.2 + 0.4 * hump * (1 + gain)],
             "dali": by_code(0.48, 0.55 + gain / 2) if m % 2 == 0 else None,
-            "matching_head": {"accuracy": 0.941, "same": 0.902, "different": 0.958} if m == 1 else None,
+            "dali_strict": by_code(0.11, 0.15 + gain / 2) if m % 2 == 0 else None,
+            "matching_head": {"accuracy": 0.941, "balanced": 0.93, "same": 0.902, "different": 0.958}
+            if m == 1
+            else None,
             "in_prompt": both(0.3, 0.8 + gain / 3) if m < 2 else None,
         },
         "perplexity": _perplexity(rng, codes, m),
@@ -100,37 +105,32 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
         "choices": {code: _interval(0.54 + gain / 8, 0.045) for code in codes[:4]},
         "translation": _translation(rng, codes, gain, first=m == 0),
         "tasks": {
-            "arc_easy": {"acc,none": [0.412 - 0.004 * m, 0.0101], "acc_norm,none": [0.388, 0.0099]},
-            "xcopa_zh": {"acc,none": [0.531 + gain / 9, 0.0223]},
-            "wikitext": {"word_perplexity,none": [31.2 + 0.4 * m, 0.31]},
+            "arc_easy": {"acc,none": [0.412 - 0.004 * m, 0.0101, True], "acc_norm,none": [0.388, 0.0099, True]},
+            "xcopa": {"acc,none": [0.54 + gain / 9, 0.0158, True]},
+            "xcopa_sw": {"acc,none": [0.549 + gain / 9, 0.0223, True]},
+            "xcopa_zh": {"acc,none": [0.531 + gain / 9, 0.0223, True]},
+            "wikitext": {"word_perplexity,none": [31.2 + 0.4 * m, 0.31, False]},
         },
         "task_requests": {"max_length": 2048, "cut": {"arc_easy": [0, 9501], "xcopa_zh": [3, 1000]}},
+        "task_groups": {"xcopa": ["xcopa_sw", "xcopa_zh"]},
         "projection": {str(layer): _projection(rng, codes, layer / layers, gain) for layer in (0, align, layers)},
         "training": _training(rng, m) if m else None,
     }
 
 
 def _compare(rng, base: dict, model: dict, changed: bool) -> None:
-    align = model["align_layer"]
-
-    def accuracy(of, code):
-        return float(np.mean([of["alignment"]["retrieval"][code][way][align] for way in ("to_pivot", "from_pivot")]))
-
-    values = {code: accuracy(model, code) for code in model["alignment"]["retrieval"]}
-    values["mean"] = float(np.mean(list(values.values())))
-    before = {code: accuracy(base, code) for code in base["alignment"]["retrieval"]}
-    before["mean"] = float(np.mean(list(before.values())))
-    widths = {code: 0.011 if code == "mean" else 0.034 for code in values}
-    model["intervals"] = {
-        "retrieval": {code: _interval(value, widths[code]) for code, value in values.items()},
-        "retrieval_change": {c: _interval(v - before[c], widths[c]) for c, v in values.items()} if changed else None,
-        "bits_per_byte_change": {
-            code: _interval(value["bits_per_byte"][0] - base["perplexity"][code]["bits_per_byte"][0], 0.006)
-            for code, value in model["perplexity"].items()
-        }
-        if changed
-        else None,
-    }
+    model["intervals"] = _values(model)
+    if changed:
+        before = _values(base)
+        for name, of in _values(model).items():
+            model["intervals"][f"{name}_change"] = {c: _interval(v[0] - before[name][c][0]) for c, v in of.items()}
+        for name in ("bits_per_byte", "perplexity"):
+            model["intervals"].setdefault(f"{name}_change", {})
+        for code, value in model["perplexity"].items():
+            old = base["perplexity"][code]
+            bits = _interval(value["bits_per_byte"][0] - old["bits_per_byte"][0], 0.006)
+            model["intervals"]["bits_per_byte_change"][code] = bits
+            model["intervals"]["perplexity_change"][code] = _interval(value["value"] - old["value"], 0.3)
     for scores, old in (
         (model["translation"]["directions"], base["translation"]["directions"]),
         (model["translation"]["averages"], base["translation"]["averages"]),
@@ -138,6 +138,36 @@ def _compare(rng, base: dict, model: dict, changed: bool) -> None:
         for key, score in scores.items():
             change = _interval(score["chrF++"] - old[key]["chrF++"], 0.6 if len(key) < 5 else 1.4)
             score["chrF++_change"] = change if changed else None
+
+
+def _values(model: dict) -> dict:
+    """Of the measures of alignment at the aligned layer by language and their means, of text the means of others."""
+    alignment, layer = model["alignment"], model["align_layer"]
+
+    def with_mean(values, half=0.034):
+        found = {code: _interval(value, half) for code, value in values.items()}
+        return found | {"mean": _interval(np.mean(list(values.values())), 0.011)}
+
+    def both(name):
+        ways = ("to_pivot", "from_pivot")
+        return {code: np.mean([of[way][layer] for way in ways]) for code, of in alignment[name].items()}
+
+    bits = [p["bits_per_byte"][0] for code, p in model["perplexity"].items() if code != "en"]
+    probe = {place: alignment["language_probe"][n] for place, n in (("", layer), ("_last", -1))}
+    others = {
+        name: [value[0] for code, value in model[name].items() if code != "en"]
+        for name in ("continuation_choice", "choices")
+    }
+    dali = {name: {code: of[layer] for code, of in (alignment[name] or {}).items()} for name in ("dali", "dali_strict")}
+    return {
+        "retrieval": with_mean(both("retrieval")),
+        "xsim": with_mean(both("xsim")),
+        "mexa": with_mean({code: of[layer] for code, of in alignment["mexa"]["weighted"].items()}),
+        **{name: with_mean(values) for name, values in dali.items() if values},
+        **{f"language_probe{place}": {"mean": _interval(value, 0.004)} for place, value in probe.items()},
+        "bits_per_byte": {"others": _interval(np.mean(bits), 0.009)},
+        **{name: {"others": _interval(np.mean(values), 0.01)} for name, values in others.items()},
+    }
 
 
 def _interval(value: float, half: float = 0.02) -> list[float]:

@@ -16,22 +16,6 @@ CHINESE = ["狗在睡觉。", "老师今天早上买了一本红色的书。", "
 SENTENCES = {"de": GERMAN, "en": ENGLISH, "zh": CHINESE}
 
 
-@pytest.fixture(scope="module")
-def states(sample):
-    """Hidden states [L+1,T,D] of token ids, by transformers."""
-    import torch
-    import transformers
-
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(sample[0].huggingface, dtype=torch.float32)
-
-    def states(ids):
-        with torch.no_grad():
-            hidden = theirs(torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
-        return np.stack([h[0].numpy() for h in hidden]).astype(np.float64)
-
-    return states
-
-
 @pytest.mark.parametrize("spec", ["1x1", "4x2"])
 def test_every_pool_of_every_sentence_alone(sample, states, monkeypatch, spec):
     monkeypatch.setattr(alignment, "MEXA_SENTENCES", 3)

@@ -38,9 +38,9 @@ def test_measures_that_nobody_made_have_no_panel(results):
     keys = [panel.key for group in figures.measures(results) for panel in group.panels]
     assert {"dali", "in-prompt", "cosine-difference", "uniformity"} < set(keys) and len(keys) == len(set(keys))
     bare = results_example.build(models=1, languages=3, layers=2)
-    bare["models"][0]["alignment"].update(dali=None, in_prompt=None)
+    bare["models"][0]["alignment"].update(dali=None, dali_strict=None, in_prompt=None)
     fewer = [panel.key for group in figures.measures(bare) for panel in group.panels]
-    assert set(keys) - set(fewer) == {"dali", "in-prompt"}
+    assert set(keys) - set(fewer) == {"dali", "dali-strict", "in-prompt"}
 
 
 def test_curves_are_means_over_languages(results):

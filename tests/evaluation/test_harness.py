@@ -186,7 +186,7 @@ def data(tmp_path):
 def compared(ours, names, theirs, data, limit=None):
     """What our function finds, after it was found equal to what the harness's own model gives on the same tasks."""
     heard = []
-    got = harness.evaluate_tasks(
+    found = harness.evaluate_tasks(
         ours.decoder,
         ours.encoder,
         ours.folder,
@@ -204,23 +204,27 @@ def compared(ours, names, theirs, data, limit=None):
         limit=limit,
         log_samples=False,
         task_manager=TaskManager(include_defaults=False),
-    )["results"]
-    assert got.scores.keys() == expected.keys()
-    for name, scores in got.scores.items():
+    )
+    got = found.scores
+    assert found.max_length == theirs.max_length
+    assert set(found.cut) == {name for name in expected["results"] if name != "alignx_xcopa"}
+    assert got.keys() == expected["results"].keys() and found.groups == expected["group_subtasks"]
+    for name, scores in got.items():
         for metric, score in scores.items():
             about = metric.replace(",", "_stderr,")
-            assert score.value == pytest.approx(expected[name][metric], abs=1e-6)
-            assert score.stderr == pytest.approx(expected[name][about], abs=1e-6)
-    assert got.max_length == theirs.max_length
-    assert set(got.cut) == {name for name in expected if name != "alignx_xcopa"}
-    return got
+            assert score.value == pytest.approx(expected["results"][name][metric], abs=1e-6)
+            assert score.stderr == pytest.approx(expected["results"][name][about], abs=1e-6)
+            assert score.higher_is_better is expected["higher_is_better"][name][metric.split(",")[0]]
+    return found
 
 
 def test_offline_tasks_end_to_end(ours, theirs, data, monkeypatch):
     monkeypatch.setattr(theirs, "_max_length", 1024)  # the model's context
-    got, _, cut = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
+    found = compared(ours, ["alignx_xcopa", "alignx_tydiqa_sw"], theirs, data)
+    got, cut = found.scores, found.cut
     assert cut["alignx_xcopa_sw"] == [0, 6] and cut["alignx_tydiqa_sw"] == [0, 2]
     assert len(got) == 14  # 12 languages, their group, and a task
+    assert all(score.higher_is_better is True for scores in got.values() for score in scores.values())
     values = [got[f"alignx_xcopa_{code}"]["acc,none"].value for code in ("sw", "en", "zh")]
     assert all(value in (0, 1 / 3, 2 / 3, 1) for value in values)
     everyone = [scores["acc,none"].value for name, scores in got.items() if name.startswith("alignx_xcopa_")]

@@ -30,6 +30,7 @@ def test_every_layer_is_measured_as_if_it_were_alone(vectors, spec):
         found = layers.measure(vectors, LANGUAGES, "en", 2, 0, mesh)
     record = found.record
     assert len(record["language_probe"]) == 5
+    assert record["mexa_sentences"] == 20
     for layer in range(5):
         x, weighted, last = vectors.mean[layer], vectors.weighted[layer], vectors.last[layer]
         hits, xsim = metrics.retrieval_hits(x), metrics.xsim_errors(x, 1)
@@ -37,14 +38,14 @@ def test_every_layer_is_measured_as_if_it_were_alone(vectors, spec):
         for k, code in ((0, "de"), (2, "zh")):
             expected = {
                 "retrieval": {"to_pivot": hits[k, 1].mean(), "from_pivot": hits[1, k].mean()},
-                "xsim": {"to_pivot": xsim[k, 0], "from_pivot": xsim[k, 1]},
+                "xsim": {"to_pivot": xsim[k, 0].mean(), "from_pivot": xsim[k, 1].mean()},
             }
             for name, ways in expected.items():
                 for way, value in ways.items():
                     assert record[name][code][way][layer] == pytest.approx(float(value), rel=1e-5)
             for curve, value in (
-                (record["mexa"]["weighted"], metrics.mexa(weighted, 1)),
-                (record["mexa"]["last"], metrics.mexa(last, 1)),
+                (record["mexa"]["weighted"], metrics.mexa_hits(weighted, 1).mean(axis=-1)),
+                (record["mexa"]["last"], metrics.mexa_hits(last, 1).mean(axis=-1)),
                 (record["positive_cosine"], cosines.positive),
                 (record["negative_cosine"], cosines.negative),
                 (record["cka"], cka.plain),
@@ -57,11 +58,32 @@ def test_every_layer_is_measured_as_if_it_were_alone(vectors, spec):
         for name in ("language", "meaning"):
             expected = float(getattr(metrics.variance(x), name))
             assert record[f"{name}_variance"][layer] == pytest.approx(expected, rel=1e-4)
-        assert record["language_probe"][layer] == pytest.approx(float(metrics.language_probe(x, 0)), rel=1e-5)
-    np.testing.assert_array_equal(found.hits_KxKxN, metrics.retrieval_hits(vectors.mean[2]))
-    np.testing.assert_allclose(record["retrieval_matrix"], found.hits_KxKxN.mean(axis=-1), rtol=1e-5)
+        assert record["language_probe"][layer] == pytest.approx(float(metrics.probe_hits(x, 0).mean()), rel=1e-5)
+    matrix_KxK = metrics.retrieval_hits(vectors.mean[2]).mean(axis=-1)
+    np.testing.assert_allclose(record["retrieval_matrix"], matrix_KxK, rtol=1e-5)
     middle = record["retrieval"]["de"]["to_pivot"]
     assert middle[2] > middle[0] and middle[2] > middle[4]
+
+
+def test_the_sentences_behind_the_shares_are_those_of_every_layer(vectors):
+    mesh = sharding.make_mesh("2x1")
+    with jax.set_mesh(mesh):
+        found = layers.measure(vectors, LANGUAGES, "en", 2, 0, mesh).sentences
+    assert {name: list(of) for name, of in found.items()} == {
+        "retrieval": ["de", "zh"],
+        "xsim": ["de", "zh"],
+        "mexa": ["de", "zh"],
+        "language_probe": LANGUAGES,
+    }
+    for layer in range(5):
+        x = vectors.mean[layer]
+        hits, xsim = np.asarray(metrics.retrieval_hits(x), float), np.asarray(metrics.xsim_errors(x, 1), float)
+        mexa, probe = metrics.mexa_hits(vectors.weighted[layer], 1), metrics.probe_hits(x, 0)
+        for k, code in ((0, "de"), (2, "zh")):
+            np.testing.assert_array_equal(found["retrieval"][code][layer], (hits[k, 1] + hits[1, k]) / 2)
+            np.testing.assert_array_equal(found["xsim"][code][layer], (xsim[k, 0] + xsim[k, 1]) / 2)
+            np.testing.assert_array_equal(found["mexa"][code][layer], mexa[k])
+            np.testing.assert_array_equal(found["language_probe"][code][layer], probe[k])
 
 
 def test_both_directions_of_pairs(vectors):

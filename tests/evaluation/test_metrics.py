@@ -52,30 +52,31 @@ def dense_xsim(c, k=4, candidates=None):
     to, back = (np.argsort(-a, axis=1, kind="stable") for a in (c, c.T))
     mean_to = [np.mean([c[i, j] for j in to[i, :k]]) for i in range(len(c))]
     mean_back = [np.mean([c[i, j] for i in back[j, :k]]) for j in range(len(c))]
-    errors = 0
+    errors = np.zeros(len(c), bool)
     for i in range(len(c)):
         margin = {j: c[i, j] / ((mean_to[i] + mean_back[j]) / 2) for j in to[i, : candidates or k]}
-        errors += not (i in margin and all(margin[i] > m for j, m in margin.items() if j != i))
-    return errors / len(c)
+        errors[i] = not (i in margin and all(margin[i] > m for j, m in margin.items() if j != i))
+    return errors
 
 
 def test_retrieval_mexa_and_xsim_are_their_definitions():
     x = sentences(seed=1)
     hits, errors = metrics.retrieval_hits(x), metrics.xsim_errors(x, PIVOT)
-    assert hits.shape == (4, 4, 37) and hits.dtype == bool and errors.shape == (4, 2)
+    assert hits.shape == (4, 4, 37) and hits.dtype == bool and errors.shape == (4, 2, 37)
     others = []
     for a in range(4):
         for b in range(4):
             np.testing.assert_array_equal(hits[a, b], dense_hits(matrix(x[a], x[b])) if a != b else True)
         c = matrix(x[a], x[PIVOT])
         np.testing.assert_array_equal(metrics.pivot_hits(x, PIVOT)[a], [dense_hits(c), dense_hits(c.T)])
-        np.testing.assert_allclose(metrics.mexa(x, PIVOT)[a], np.mean(dense_hits(c) & dense_hits(c.T)), rtol=1e-6)
-        np.testing.assert_allclose(errors[a], [dense_xsim(c), dense_xsim(c.T)], rtol=1e-6)
-        others.append([dense_xsim(c), dense_xsim(c, k=3), dense_xsim(c, candidates=37), 1 - dense_hits(c).mean()])
+        np.testing.assert_array_equal(metrics.mexa_hits(x, PIVOT)[a], dense_hits(c) & dense_hits(c.T))
+        np.testing.assert_array_equal(errors[a], [dense_xsim(c), dense_xsim(c.T)])
+        definitions = dense_xsim(c), dense_xsim(c, k=3), dense_xsim(c, candidates=37), ~dense_hits(c)
+        others.append([found.mean() for found in definitions])
     shares = np.mean(hits[0, 1:], axis=1)
     assert 0.1 < shares.min() < shares.max() < 0.98
     assert len(np.unique(others, axis=1).T) == 4  # the data tell these four definitions apart
-    assert metrics.mexa(x, PIVOT)[PIVOT] == 1 and not errors[PIVOT].any()
+    assert metrics.mexa_hits(x, PIVOT)[PIVOT].all() and not errors[PIVOT].any()
 
 
 @pytest.mark.parametrize("common", [30, 30000])
@@ -85,9 +86,9 @@ def test_a_large_common_vector_costs_no_digits(common):
     exact = [matrix(y, x[PIVOT]) for y in x]
     expected = np.array([[dense_hits(c), dense_hits(c.T)] for c in exact])
     np.testing.assert_array_equal(metrics.pivot_hits(x, PIVOT), expected)
-    np.testing.assert_allclose(metrics.mexa(x, PIVOT), expected.all(axis=1).mean(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(metrics.mexa_hits(x, PIVOT), expected.all(axis=1))
     xsim = [[dense_xsim(c), dense_xsim(c.T)] for c in exact]
-    np.testing.assert_allclose(metrics.xsim_errors(x, PIVOT), xsim, rtol=1e-6)
+    np.testing.assert_array_equal(metrics.xsim_errors(x, PIVOT), xsim)
     if common == 30000:  # where products of unit vectors are not enough
         u = x / np.linalg.norm(x, axis=2, keepdims=True)
         assert any((dense_hits(y @ u[PIVOT].T) != e[0]).any() for y, e in zip(u, expected, strict=True))
@@ -102,13 +103,13 @@ def test_a_tie_is_no_hit():
     x[:, 4] = x[:, 2]
     alone = np.array([True, True, False, True, False, True])
     np.testing.assert_array_equal(metrics.pivot_hits(x, 0)[1], [alone, alone])
-    np.testing.assert_allclose(metrics.mexa(x, 0), 4 / 6, rtol=1e-6)
-    np.testing.assert_allclose(metrics.xsim_errors(x, 0), 2 / 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics.mexa_hits(x, 0).mean(axis=-1), 4 / 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics.xsim_errors(x, 0).mean(axis=-1), 2 / 6, rtol=1e-6)
     x[0, 4] += 0.1
     hits = metrics.retrieval_hits(x)
     np.testing.assert_array_equal(hits[0, 1], alone)
     np.testing.assert_array_equal(hits[1, 0], [True, True, True, True, False, True])
-    np.testing.assert_allclose(metrics.mexa(x, 0)[1], 4 / 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics.mexa_hits(x, 0)[1].mean(), 4 / 6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n,d", [(5, 3), (37, 100), (130, 17), (257, 64)])
@@ -120,17 +121,17 @@ def test_equal_vectors_tie_wherever_they_stand(n, d):
     x[:, pairs[1]] = x[:, pairs[0]]
     expected = np.setdiff1d(np.arange(n), pairs)
     np.testing.assert_array_equal(np.flatnonzero(metrics.retrieval_hits(x)[0, 1]), expected)
-    np.testing.assert_allclose(metrics.mexa(x, 0), len(expected) / n, atol=1e-6)
+    np.testing.assert_allclose(metrics.mexa_hits(x, 0).mean(axis=-1), len(expected) / n, atol=1e-6)
 
 
 def test_collapsed_and_zero_vectors_score_nothing_and_never_nan():
     x = np.broadcast_to(sentences(n=1, languages=1), (4, 37, 24))
     for same in (x, 0 * x):
         assert not metrics.retrieval_hits(same)[0, 1:].any()
-        np.testing.assert_array_equal(metrics.mexa(same, PIVOT), 0)
-        np.testing.assert_array_equal(metrics.xsim_errors(same, PIVOT), 1)
+        assert not metrics.mexa_hits(same, PIVOT).any()
+        assert metrics.xsim_errors(same, PIVOT).all()
         np.testing.assert_array_equal(metrics.cka(same, PIVOT), 0)
-        np.testing.assert_allclose(metrics.language_probe(same, 0), 1 / 4, rtol=1e-6)
+        np.testing.assert_allclose(metrics.probe_hits(same, 0).mean(), 1 / 4, rtol=1e-6)
         np.testing.assert_array_equal(metrics.dali(same[0, :, None].repeat(2, 1), same[1, :, None].repeat(2, 1)), False)
     one = sentences()
     one[:, 3] = 0
@@ -138,7 +139,7 @@ def test_collapsed_and_zero_vectors_score_nothing_and_never_nan():
     np.testing.assert_array_equal(metrics.retrieval_hits(one)[0, PIVOT], dense_hits(c))
     with np.errstate(invalid="ignore"):  # 0/0 of the zero vectors: not greater than anything, an error
         expected = [dense_xsim(c), dense_xsim(c.T)]
-    np.testing.assert_allclose(metrics.xsim_errors(one, PIVOT)[0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(metrics.xsim_errors(one, PIVOT)[0], expected)
     for value in jax.tree.leaves((metrics.cosines(one, PIVOT), metrics.cka(one, PIVOT), metrics.collapse(one))):
         assert np.isfinite(value).all()
 
@@ -146,11 +147,11 @@ def test_collapsed_and_zero_vectors_score_nothing_and_never_nan():
 def test_two_sentences():
     x = np.array([[[1, 0], [0, 1]], [[1, 0.1], [0.2, 1]], [[0, 1], [1, 0]]], np.float32)
     np.testing.assert_array_equal(metrics.retrieval_hits(x).all(axis=2), [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
-    np.testing.assert_array_equal(metrics.mexa(x, 0), [1, 1, 0])
-    np.testing.assert_array_equal(metrics.xsim_errors(x, 0), [[0, 0], [0, 0], [1, 1]])
+    np.testing.assert_array_equal(metrics.mexa_hits(x, 0).mean(axis=-1), [1, 1, 0])
+    np.testing.assert_array_equal(metrics.xsim_errors(x, 0).mean(axis=-1), [[0, 0], [0, 0], [1, 1]])
     negative = [0, np.mean([0.1 / 1.01**0.5, 0.2 / 1.04**0.5]), 1]
     np.testing.assert_allclose(metrics.cosines(x, 0).negative, negative, rtol=1e-6)
-    assert 0 <= metrics.language_probe(x, 0) <= 1
+    assert 0 <= metrics.probe_hits(x, 0).mean() <= 1
     with pytest.raises(UserError, match=r"--evaluation.sentences has 2 sentences, and debiased CKA needs 4"):
         metrics.cka(x, 0)
 
@@ -159,7 +160,7 @@ def test_xsim_of_fewer_sentences_than_neighbours():
     x = sentences(n=3, noise=2.0, seed=3)
     expected = [[dense_xsim(c), dense_xsim(c.T)] for c in (matrix(y, x[0]) for y in x)]
     assert 0 < np.mean(expected) < 1
-    np.testing.assert_allclose(metrics.xsim_errors(x, 0), expected, atol=1e-6)
+    np.testing.assert_array_equal(metrics.xsim_errors(x, 0), expected)
 
 
 def test_cosines_of_all_pairs():
@@ -267,7 +268,7 @@ def test_the_probe_is_scikit_learns_logistic_regression():
     )
     accuracy = theirs.score(features[:, test].reshape(-1, 12), np.broadcast_to(language, (5, 12)).ravel())
     assert 0.3 < accuracy < 0.95
-    np.testing.assert_allclose(metrics.language_probe(x, 5), accuracy, rtol=1e-6)
+    np.testing.assert_allclose(metrics.probe_hits(x, 5).mean(), accuracy, rtol=1e-6)
 
     kernel, bias = metrics.fit_probe(jnp.asarray(features[:, train], jnp.float32))
 
@@ -284,9 +285,9 @@ def test_the_probe_is_scikit_learns_logistic_regression():
 def test_the_probe_is_at_chance_where_languages_are_alike_and_sure_where_they_differ():
     rng = np.random.default_rng(0)
     alike = rng.normal(size=(4, 300, 8)).astype(np.float32)
-    assert abs(metrics.language_probe(alike, 0) - 0.25) < 0.1
+    assert abs(metrics.probe_hits(alike, 0).mean() - 0.25) < 0.1
     apart = alike + 20 * np.eye(4, 8, dtype=np.float32)[:, None]
-    assert metrics.language_probe(apart, 0) == 1
+    assert metrics.probe_hits(apart, 0).mean() == 1
 
 
 def test_dali_compares_matched_with_mismatched_options():
@@ -328,7 +329,8 @@ def test_the_matching_head_on_every_ordered_pair(monkeypatch, block):
                 right[same].append((scores[1] > scores[0]) == same)
     metrics.matching_accuracy.clear_cache()
     found = metrics.matching_accuracy(embedding, language, classifier, jax.nn.silu)
-    expected = np.mean(right[True] + right[False]), np.mean(right[True]), np.mean(right[False])
+    same, different = np.mean(right[True]), np.mean(right[False])
+    expected = np.mean(right[True] + right[False]), (same + different) / 2, same, different
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     alone = metrics.matching_accuracy(embedding[:4], np.arange(4), classifier, jax.nn.silu)
     assert alone.same == 0 and alone.accuracy == alone.different
@@ -337,5 +339,5 @@ def test_the_matching_head_on_every_ordered_pair(monkeypatch, block):
 def test_results_stay_on_the_device_of_the_vectors():
     device = jax.devices()[3]
     x = jax.device_put(sentences(n=8), device)
-    found = metrics.pivot_hits(x, PIVOT), metrics.cka(x, PIVOT), metrics.language_probe(x, 0)
+    found = metrics.pivot_hits(x, PIVOT), metrics.cka(x, PIVOT), metrics.probe_hits(x, 0)
     assert all(value.devices() == {device} for value in jax.tree.leaves(found))

@@ -77,7 +77,7 @@ def test_the_page_loads_nothing(path, page):
 
 def test_every_picture_says_what_it_shows(page):
     pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(pictures) == 4 + 13 + 2 + 3 + 9 + 3 + 2
+    assert len(pictures) == 4 + 14 + 2 + 3 + 9 + 3 + 2
     assert all(p["role"] == "img" and re.search(r"\d", p["aria-label"]) for p in pictures)
     assert not any(tag == "img" for tag, _ in page.elements)
 
@@ -98,7 +98,7 @@ def test_sections_without_data_are_left_out(tmp_path):
     results = results_example.build(models=1, languages=2, layers=2)
     (model,) = results["models"]
     model.update(translation=None, tasks=None, choices=None, continuation_choice={}, perplexity={}, projection={})
-    model["alignment"].update(dali=None, in_prompt=None, matching_head=None)
+    model["alignment"].update(dali=None, dali_strict=None, in_prompt=None, matching_head=None)
     page = Page(report.write(results, tmp_path).read_text(encoding="utf-8"))
     found = [attributes["id"] for tag, attributes in page.elements if tag == "h2"]
     assert found == ["verdict", "models", "depth", "measures", "by_language", "matrix", "definitions", "about"]
@@ -115,10 +115,11 @@ def test_the_numbers_of_the_page_are_those_of_the_results(results, page):
             assert f"{score['chrF++']:.1f}" in text, code
         for value, low, high in (p["bits_per_byte"] for p in model["perplexity"].values()):
             assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
-        change = (model["intervals"]["retrieval_change"] or {}).get("mean")
+        change = model["intervals"].get("retrieval_change", {}).get("mean")
         assert change is None or f"{100 * change[0]:+.1f} [{100 * change[1]:.1f}, {100 * change[2]:.1f}]" in text
     for found in verdict.verdicts(results):
         assert found.text in text
+    assert "among the first 100, of means" in text
     for known in ("nrefs:1|case:mixed|eff:no", "--run=runs/example", "jax 0.10.2", "evaluation.translation.method"):
         assert known in text
 
@@ -134,7 +135,7 @@ def test_what_users_give_is_escaped(results, tmp_path):
     evil["models"][1]["translation"]["samples"][0]["output"] = EVIL
     evil["models"][1]["translation"]["notes"] = evil["sentences"]["file"] = evil["command"] = evil["machine"] = EVIL
     evil["models"][1]["translation"]["notes"] = [EVIL]
-    evil["models"][1]["tasks"] = {EVIL: {"acc,none": [0.5, 0.1]}}
+    evil["models"][1]["tasks"] = {EVIL: {"acc,none": [0.5, 0.1, True]}}
     evil["config"] = {EVIL: {"a": EVIL, "b": [EVIL]}}
     text = report.write(evil, tmp_path).read_text(encoding="utf-8")
     page = Page(text)
@@ -150,7 +151,7 @@ def test_the_same_results_have_the_same_bytes_and_survive_json(results, path, tm
 def test_six_models_and_27_languages(tmp_path):
     results = results_example.build(models=6, languages=27, layers=3)
     page = Page(report.write(results, tmp_path).read_text(encoding="utf-8"))
-    assert sum(tag == "svg" for tag, _ in page.elements) == 4 + 13 + 2 + 6 + 18 + 3 + 2
+    assert sum(tag == "svg" for tag, _ in page.elements) == 4 + 14 + 2 + 6 + 18 + 3 + 2
 
 
 def test_a_telephone_scrolls_down_only(results, tmp_path):

@@ -161,7 +161,7 @@ def test_empty_copied_and_off_target():
         "b": 1,
     }
     once = english["off_target"].resampled(np.array([[6, 0, 0, 0, 0, 0], [3, 3, 0, 0, 0, 0], [0, 0, 6, 0, 0, 0]]))
-    assert once.tolist() == [0, 0.5, 0]
+    np.testing.assert_array_equal(once, [0, 0.5, np.nan])
 
 
 def test_other_languages_are_found_though_no_sentence_is_in_them():
@@ -276,6 +276,15 @@ def test_a_change_is_given_for_equal_directions_only():
     assert got["averages"]["x-en"]["off_target_change"] is None
     assert got["averages"]["x-en"]["empty_change"][0] == 3 / 8
     assert got["averages"]["en-x"]["off_target_change"] == [0, 0, 0]
+
+
+def test_a_resample_without_text_has_no_off_target_rate():
+    """One output of four has text, and that is off-target: in every resample that has it the rate is 1."""
+    outputs = {("de", "en"): ["", "Das ist ein deutscher Satz, den niemand übersetzt hat.", "", ""]}
+    got = translation_scores.record(score(outputs), score(outputs), counts_of)["directions"]["de-en"]
+    assert any(counts[1] == 0 for counts in counts_of(4))
+    assert got["off_target_interval"] == [1, 1, 1] and got["off_target_change"] == [0, 0, 0]
+    assert got["empty_interval"][0] == 3 / 4
 
 
 def test_samples_are_spread_over_many_directions():

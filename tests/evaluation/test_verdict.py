@@ -77,3 +77,57 @@ def test_a_language_that_the_tokenizer_cannot_write_is_warned_of_once(results):
     assert warning.startswith(
         "25.0% of the tokens of Spanish are unknown to the tokenizer of base model, stage 1, next"
     )
+
+
+def test_layers_that_differ_are_said(results):
+    for model in results["models"]:
+        model["unknown_rate"] = {}
+    assert verdict.warnings(results) == []
+    results["models"][1] |= {"align_layer": 3, "baseline_layer": 3}
+    results["models"][2] |= {"align_layer": 4, "layers": 8}
+    same, deeper = verdict.warnings(results)
+    assert same == (
+        "stage 1 is measured at its aligned layer 3, base model at layer 2; the changes of stage 1 are from layer 3 of "
+        "base model."
+    )
+    assert deeper.startswith("next-token only has 8 layers and base model 4") and "of layer 4 in the one and" in deeper
+    of = results["models"][0]["alignment"]["retrieval"].values()
+    before = [(both["to_pivot"][3] + both["from_pivot"][3]) / 2 for both in of]
+    assert f"from {100 * sum(before) / len(before):.1f}% to" in verdict.verdicts(results)[0].text.split("A linear")[0]
+
+
+def test_vectors_that_become_one_are_warned_of(results):
+    """The aligned layer is 2; what other layers have is no matter."""
+    for model in results["models"]:
+        model["unknown_rate"] = {}
+    base, first, second = (model["alignment"] for model in results["models"])
+    base["random_cosine"], base["total_variance"] = [1.0, 1.0, 0.5, 1.0, 1.0], [8.0] * 5
+    first["random_cosine"], first["total_variance"] = [0.5, 0.5, 0.9899, 0.5, 0.5], [0.1, 0.1, 0.81, 0.1, 0.1]
+    second["random_cosine"], second["total_variance"] = [0.5, 0.5, 0.993, 0.5, 0.5], [8.0, 8.0, 0.79, 8.0, 0.1]
+    assert verdict.warnings(results) == [
+        "next-token only may have collapsed at its aligned layer 2: the mean cosine of different sentences is 0.993 "
+        "(base model: 0.500), and the total variance is 9.9% of that of base model. Retrieval can rise all the same."
+    ]
+    results["models"][2] |= {
+        "align_layer": 4,
+        "baseline_layer": 4,
+        "layers": 8,
+    }  # of another depth: nothing to divide by
+    assert not any("collapsed" in warning for warning in verdict.warnings(results))
+    base["random_cosine"][2] = 0.995
+    assert (
+        "base model may have collapsed at its aligned layer 2: the mean cosine of different sentences is 0.995."
+        in (verdict.warnings(results)[0])
+    )
+
+
+def test_a_probe_at_its_ceiling_is_said_to_tell_nothing(results):
+    base, first, second = (model["alignment"] for model in results["models"])
+    for of, probe, variance in ((base, 0.995, 0.3), (first, 1.0, 0.25), (second, 0.9949, 0.2)):
+        of["language_probe"][-1], of["language_variance"][-1] = probe, variance
+    saturated, told = verdict.verdicts(results)
+    assert (
+        "for 100.0% of sentences (base model: 99.5%): it is saturated and tells nothing of their difference; of the "
+        "variance of all vectors there, 25.0% lies between languages (base model: 30.0%)."
+    ) in saturated.text
+    assert "for 99.5% of sentences (base model: 99.5%)." in told.text and "saturated" not in told.text
