@@ -97,7 +97,7 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
     Models of the same name are called by their folders instead.
 
     Raises:
-      UserError: a layer that is not in the model.
+      UserError: a layer that is not in the model, or that would have to be chosen.
     """
     names = Counter(source.name for source in sources)
     sources = [dataclasses.replace(s, name=str(s.run or s.huggingface)) if names[s.name] > 1 else s for s in sources]
@@ -109,6 +109,11 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
             objective = source.config().objective
         elif asked.contrastive.layer in (None, "auto") and trained:
             objective = trained[0]
+        elif asked.contrastive.layer == "auto":
+            raise UserError(
+                "--objective.contrastive.layer=auto: stage 1 chooses it, by training pairs, and there is no run among the "
+                "models; give the number of the layer to measure at"
+            )
         else:
             objective = asked
         both = dataclasses.replace(config, objective=objective)

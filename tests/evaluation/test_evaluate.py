@@ -180,6 +180,10 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
     beyond = dataclasses.replace(config, objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer=9)))
     with pytest.raises(UserError, match="layer=9: the model has 8 layers"):
         evaluate.subjects(beyond, [base])
+    unknown = dataclasses.replace(config, objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer="auto")))
+    assert [model.align_layer for model in evaluate.subjects(unknown, [base, late])] == [6, 6]
+    with pytest.raises(UserError, match="layer=auto: stage 1 chooses it"):
+        evaluate.subjects(unknown, [base])
 
 
 def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
