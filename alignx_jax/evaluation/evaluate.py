@@ -111,8 +111,8 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
             objective = trained[0]
         elif asked.contrastive.layer == "auto":
             raise UserError(
-                "--objective.contrastive.layer=auto: stage 1 chooses it, by training pairs, and there is no run among the "
-                "models; give the number of the layer to measure at"
+                "--objective.contrastive.layer=auto: stage 1 chooses it, by training pairs, and there is no run "
+                "among the models; give the number of the layer to measure at"
             )
         else:
             objective = asked
