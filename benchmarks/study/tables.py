@@ -342,24 +342,31 @@ def align_then_diverge(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-LAYERS = {"layer-2": "#1f77b4", "alignx": COLOURS["alignx"], "layer-6": "#2ca02c"}
+ALIGNED = {
+    "layer-2": ("layer 2", "#1f77b4"),
+    "alignx": ("layer 4 (alignx)", COLOURS["alignx"]),
+    "layer-6": ("layer 6", "#2ca02c"),
+    "separate": ("layer 4, each sentence by itself", "#9467bd"),
+}
+"""Of arms, where they are aligned, and a colour."""
 
 
 def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """The share of variance that is meaning, over depth, for each layer that the contrastive loss was put on."""
+    """The share of variance that is meaning, over depth, for each place that the contrastive loss was put on."""
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     axes, curve = figure.subplots(1, 2, sharey=True), "meaning by layer, FLORES-200"
     for axis, stage, title in zip(axes, ("stage1", "stage2"), ("after stage 1", "after stage 2"), strict=True):
         axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
-        for arm in [arm for arm in LAYERS if arm in results["arms"]]:
-            runs, colour = list(results["arms"][arm].values()), LAYERS[arm]
+        for arm in [arm for arm in ALIGNED if arm in results["arms"]]:
+            runs, (label, colour) = list(results["arms"][arm].values()), ALIGNED[arm]
             layer, values = runs[0][stage]["aligned layer"], np.mean([run[stage][curve] for run in runs], axis=0)
-            axis.plot(values, color=colour, linewidth=1.8, label=f"aligned at layer {layer}")
+            axis.plot(values, color=colour, linewidth=1.8, label=label)
             axis.plot(layer, values[layer], "o", color=colour)
-        axis.set(title=title, xlabel="layers run")
+        axis.set(title=title, xlabel="layers run (the dot is the aligned layer)")
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("variance that is meaning (%)")
-    axes[0].legend(frameon=False)
+    axes[1].legend(frameon=False)
     return figure
 
 
