@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from collections.abc import Collection
 
 from babel import Locale
 from babel.core import get_global
 
 from alignx_jax.exits import UserError
 
-_ENGLISH = Locale("en")
+ENGLISH = "en"
+_ENGLISH = Locale(ENGLISH)
 _CODE = re.compile(r"([A-Za-z]{2,3})(?:[-_]([A-Za-z]{4}))?(?:[-_]([A-Za-z]{2}|[0-9]{3}))?")
 
 
@@ -65,3 +67,8 @@ def language_name(code: str) -> str:
         return _ENGLISH.languages[language]
     named = _ENGLISH.languages.get(f"{language}_{script}")
     return named or f"{_ENGLISH.languages[language]} ({_ENGLISH.scripts[script]})"
+
+
+def home(codes: Collection[str], pivot: str) -> str:
+    """The language whose loss is called forgetting: English, or the pivot where it is not among the measured."""
+    return ENGLISH if ENGLISH in codes else pivot

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from alignx_jax.config import EvaluationConfig
+from alignx_jax.data import languages
 from alignx_jax.evaluation import scoring, statistics, translation_scores
 from alignx_jax.evaluation.measured import Measured
 from alignx_jax.evaluation.statistics import Resampled
@@ -31,7 +32,7 @@ def record(one: Measured, base: Measured, options: EvaluationConfig, seed: int) 
       base: the model that changes are against; `one` itself for that one.
     """
     counts = functools.cache(functools.partial(statistics.bootstrap_counts, resamples=options.resamples, seed=seed))
-    home = "en" if "en" in one.text else options.pivot
+    home = languages.home(one.text, options.pivot)
     layer, before = one.record["align_layer"], layer_of_baseline(one.record, base.record)
     text, own = _text(one, home, counts), _alignment(one, layer, counts)
     changes = {}

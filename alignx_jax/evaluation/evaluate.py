@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
-from alignx_jax.data.languages import normalize
+from alignx_jax.data.languages import ENGLISH, normalize
 from alignx_jax.evaluation import comparison, harness, scoring, translation
 from alignx_jax.evaluation.measured import Advance, Material, Subject, measure
 from alignx_jax.exits import UserError
@@ -32,7 +32,6 @@ from alignx_jax.training import loop, runs
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
-_HOME = "en"  # what users of such methods fear for: always measured, translated only where it is asked for
 _CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
 _LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
 
@@ -46,8 +45,9 @@ def check(config: Config) -> Material:
     options = config.evaluation
     languages = options.languages and tuple(dict.fromkeys([options.pivot, *options.languages]))
     said: list[str] = []
-    everything = pipeline.multiway(options.sentences, languages, config.data.cache, (_HOME,), said.append)
-    if _HOME not in everything:
+    # English, for which users of such methods fear, is always measured; it is translated only where it is asked for.
+    everything = pipeline.multiway(options.sentences, languages, config.data.cache, (ENGLISH,), said.append)
+    if ENGLISH not in everything:
         said.append(f"{options.sentences} has no English for these lines: what is forgotten of it is not measured.")
     if options.pivot not in everything or len(everything) < 2:
         raise UserError(

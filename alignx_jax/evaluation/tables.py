@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from alignx_jax.data import languages
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation.cells import (
     BITS,
@@ -62,9 +63,9 @@ def _table(results: dict, title: str, rows: Sequence[Row]) -> Table | None:
 
 
 def home_language(results: dict) -> str:
-    """The language whose loss is called forgetting: English, or the pivot where no model was measured in English."""
-    measured = any(get(model, "perplexity", "en") for model in results["models"])
-    return "en" if measured else results["sentences"]["pivot"]
+    """`languages.home` of what any of the models was measured in."""
+    measured = {code for model in results["models"] for code in get(model, "perplexity") or ()}
+    return languages.home(measured, results["sentences"]["pivot"])
 
 
 def retrieval(model: dict, code: str = "mean") -> Number:

@@ -20,7 +20,7 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.figure
@@ -205,16 +205,14 @@ def of_choices(results: Mapping[str, Any]) -> dict[str, str]:
     rows.append(["alignx", _seeds(results, "alignx"), *(_range(results, "alignx", *m) for m in OF_CHOICES)])
     halves = [half_width(results, "alignx", *path) for path in OF_CHOICES]
     numbers = set()
-    for arm in results["arms"]:
-        if arm == "alignx":
-            continue
-        cells = []
-        for (stage, measure), half in zip(OF_CHOICES, halves, strict=True):
-            values = differences(results, arm, "alignx", stage, measure)
+    for arm in [arm for arm in results["arms"] if arm != "alignx"]:
+        found = [differences(results, arm, "alignx", *path) for path in OF_CHOICES]
+        n, cells = len(found[0]), []
+        for values, half, (_, measure) in zip(found, halves, OF_CHOICES, strict=True):
             text = _signed(_mean(values), measure)
-            cells.append(f"**{text}**" if abs(_mean(values)) > half / np.sqrt(len(values)) else text)
-        numbers.add(len(values))
-        rows.append([arm, str(len(values)), *cells])
+            cells.append(f"**{text}**" if abs(_mean(values)) > half / np.sqrt(n) else text)
+        numbers.add(n)
+        rows.append([arm, str(n), *cells])
     for n in sorted(numbers) if np.isfinite(halves).all() else ():
         widths = [f"±{_number(half / np.sqrt(n), of)}" for (_, of), half in zip(OF_CHOICES, halves, strict=True)]
         rows.append([f"95 % interval of {n} seed{'s' * (n > 1)}", str(n), *widths])
@@ -249,25 +247,24 @@ def _languages(results: Mapping[str, Any]) -> str:
     """
     perplexity, retrieval = results["base"]["perplexity"], results["base"]["retrieval by language, FLORES-200"]
     codes = sorted(retrieval, key=retrieval.get)
-    columns: dict[str, Callable[[str], tuple[str, ...]]] = {
-        **{
-            f"retrieval, {name}": functools.partial(lambda n, c: (f"retrieval by language, {n}", c), name)
-            for name in SETS
-        },
-        "chrF++ from English": lambda code: ("chrF++", f"en-{code}"),
-        "chrF++ into English": lambda code: ("chrF++", f"{code}-en"),
-        "bits a byte": lambda code: ("bits a byte", code),
-    }
+
+    def paths(code: str) -> dict[str, tuple[str, str]]:
+        return {f"retrieval, {name}": (f"retrieval by language, {name}", code) for name in SETS} | {
+            "chrF++ from English": ("chrF++", f"en-{code}"),
+            "chrF++ into English": ("chrF++", f"{code}-en"),
+            "bits a byte": ("bits a byte", code),
+        }
+
     found = {
-        name: [difference(results, "alignx", "next-token", "stage2", *path(code)) for code in codes]
-        for name, path in columns.items()
+        code: {n: difference(results, "alignx", "next-token", "stage2", *path) for n, path in paths(code).items()}
+        for code in codes
     }
     rows = [
-        [code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *(_cell(of[n], name) for name, of in found.items())]
-        for n, code in enumerate(codes)
+        [code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *(_cell(d, name) for name, d in of.items())]
+        for code, of in found.items()
     ]
-    base = [retrieval[code] for code in codes]
-    ranks = [scipy.stats.spearmanr(base, [d.value for d in of]).statistic for of in found.values()]
+    base, columns = [retrieval[code] for code in codes], list(found[codes[0]])
+    ranks = [scipy.stats.spearmanr(base, [of[name].value for of in found.values()]).statistic for name in columns]
     rows.append(["rank correlation with the base's retrieval", "", "", *(_signed(rank, "rank") for rank in ranks)])
     return _markdown(["", "base: retrieval", "base: perplexity", *columns], rows)
 
