@@ -4,7 +4,8 @@ python -m benchmarks.study.tables --runs FOLDER --model BASE/model [--to choices
 python -m benchmarks.study.tables
 
 The first gathers the measurements of all runs: those of the ablation in benchmarks/results/study.json, with
---to=choices those of the choices, which have a base model of their own, in study_choices.json. Both commands write the
+--to=choices those of the choices, which have a base model of their own, in study_choices.json. Runs that are there
+already stay, if their base model measured the same to the last digit, and give way if not. Both commands write the
 tables and pictures of docs/evidence.md from the two files.
 
 Every comparison is paired by seed: two arms with the same seed saw the same data in the same order. A difference is
@@ -113,6 +114,18 @@ def collect(options: Options) -> dict[str, Any]:
     return record.of_this_run("study.tables") | {
         "base": summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")},
         "arms": found,
+    }
+
+
+def added(found: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` and the runs of `earlier` that it lacks, which `before` dates; `found` alone if their bases differ."""
+    if earlier["base"] != found["base"]:
+        return found
+    both = {arm: earlier["arms"].get(arm, {}) | found["arms"].get(arm, {}) for arm in arms.ARMS}
+    before = {key: earlier[key] for key in ("date", "machine", "versions")}
+    return found | {
+        "before": [*earlier.get("before", []), before],
+        "arms": {arm: dict(sorted(of.items())) for arm, of in both.items() if of},
     }
 
 
@@ -382,9 +395,16 @@ def write(ablation: Mapping[str, Any], choices: Mapping[str, Any] | None) -> Non
 
 
 def main(options: Options) -> None:
+    def read(file: pathlib.Path) -> dict[str, Any] | None:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
     if options.runs:
-        RESULTS[options.to].write_text(json.dumps(collect(options), indent=1) + "\n", encoding="utf-8")
-    write(*(json.loads(f.read_text(encoding="utf-8")) if f.is_file() else None for f in RESULTS.values()))
+        file, found = RESULTS[options.to], collect(options)
+        if earlier := read(file):
+            found = added(found, earlier)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"{file}: {sum(map(len, found['arms'].values()))} runs")
+    write(*map(read, RESULTS.values()))
 
 
 if __name__ == "__main__":

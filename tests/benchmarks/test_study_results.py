@@ -74,6 +74,22 @@ def test_a_difference_is_paired_by_seed(results):
     assert tables.difference(results, "contrastive", "alignx", "stage1", "retrieval, FLORES-200") is None
 
 
+def test_runs_are_added_to_those_of_the_same_base(results):
+    """Read back from a file, as they are; run again, the new one counts."""
+    again = {"0": results["arms"]["alignx"]["1"], "3": results["arms"]["alignx"]["2"]}
+    new = results | {"date": "today", "arms": {"layer-6": {"0": {}}, "alignx": again}}
+    earlier = json.loads(json.dumps(results | {"date": "yesterday"}))
+    found = tables.added(new, earlier)
+    runs = {arm: list(of) for arm, of in found["arms"].items()}
+    three = ["0", "1", "2"]
+    assert runs == {"next-token": three, "alignx": [*three, "3"], "layer-2": ["0", "1"], "layer-6": ["0"]}
+    assert found["arms"]["alignx"] == results["arms"]["alignx"] | again
+    assert found["date"] == "today" and [of["date"] for of in found["before"]] == ["yesterday"]
+    assert [of["date"] for of in tables.added(new, found)["before"]] == ["yesterday", "today"]
+    other = earlier | {"base": earlier["base"] | {"MEXA, NTREX-128": np.nextafter(1.0, 2.0)}}
+    assert tables.added(new, other) == new
+
+
 def test_one_seed_has_no_interval():
     found = tables.paired([2.0])
     assert found.value == 2 and np.isnan(found.low) and tables._cell(found, "") == "+2.0"
