@@ -4,14 +4,14 @@ python -m benchmarks.study.tables --runs FOLDER --model BASE/model [--to choices
 python -m benchmarks.study.tables
 
 The first gathers the measurements of all runs: those of the ablation in benchmarks/results/study.json, with
---to=choices those of the choices, which have a base model of their own, in study_choices.json. Runs that are there
-already stay, if their base model measured the same to the last digit, and give way if not. Both commands write the
-tables and pictures of docs/evidence.md from the two files.
+--to=choices those of the choices, which have a base model of their own, in study_choices.json. Runs that are
+there stay beside those that are new; a seed has one base model. Both commands write the tables and pictures of
+docs/evidence.md from the two files.
 
 Every comparison is paired by seed: two arms with the same seed saw the same data in the same order. A difference is
 the mean over seeds with its 95 % interval by Student's t; it says how much another order of the data and other first
-weights of the classifier would change it, not other sentences or another base model. The choices have fewer seeds; the
-interval there is of the variance that all of them have together.
+weights of the classifier would change it, not other sentences; another base model only as far as seeds have different
+ones. The interval of the choices is of the variance that all of them have together.
 """
 
 from __future__ import annotations
@@ -111,20 +111,28 @@ def collect(options: Options) -> dict[str, Any]:
             of["training"] = {key: done[stage][key] for key in ("steps", "tokens", "pairs", "seconds", "fill")}
             of["validation"] = done[stage]["after"]
         found.setdefault(arm, {})[str(seed)] = stages
-    return record.of_this_run("study.tables") | {
-        "base": summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")},
-        "arms": found,
-    }
+    model = summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")}
+    seeds = sorted({seed for of in found.values() for seed in of})
+    return {"bases": [record.of_this_run("study.tables") | {"seeds": seeds} | model], "arms": found}
 
 
-def added(found: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """`found` and the runs of `earlier` that it lacks, which `before` dates; `found` alone if their bases differ."""
-    if earlier["base"] != found["base"]:
-        return found
+def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """`earlier` and the runs of `found`. Bases are the same one if their held-out losses are, to the last digit.
+
+    Raises:
+      SystemExit: a seed that has runs of two base models, which cannot be paired.
+    """
+    (new,) = found["bases"]
+    others = [of for of in earlier["bases"] if of["heldout"] != new["heldout"]]
+    seeds = sorted({seed for of in [new, *earlier["bases"]] if of not in others for seed in of["seeds"]})
+    if twice := sorted({seed for of in others for seed in of["seeds"]}.intersection(seeds)):
+        sys.exit(
+            f"the results have runs of seed {', '.join(twice)} from another base model; give benchmarks.study.arms "
+            "--seeds that they have not, or delete the file of results"
+        )
     both = {arm: earlier["arms"].get(arm, {}) | found["arms"].get(arm, {}) for arm in arms.ARMS}
-    before = {key: earlier[key] for key in ("date", "machine", "versions")}
-    return found | {
-        "before": [*earlier.get("before", []), before],
+    return {
+        "bases": sorted([*others, new | {"seeds": seeds}], key=lambda of: of["seeds"]),
         "arms": {arm: dict(sorted(of.items())) for arm, of in both.items() if of},
     }
 
@@ -196,13 +204,13 @@ OF_CHOICES = (
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of the ablation in docs/evidence.md, in Markdown, by name."""
     compared = [(arm, "next-token") for arm in arms.ABLATION if arm != "next-token"] + [("alignx", "contrastive")]
-    found = {"base": _of_base(results)}
+    found = {"base": _table_of_base(results)}
     for name, stage, measures in (
         ("stage 1", "stage1", ALIGNMENT),
         ("stage 2", "stage2", ALIGNMENT + USE),
     ):
         rows = [
-            [measure, _number(results["base"][measure], measure), _mean_cell(results, "next-token", stage, measure)]
+            [measure, _number(of_base(results, measure), measure), _mean_cell(results, "next-token", stage, measure)]
             + [_cell(difference(results, *pair, stage, measure), measure) for pair in compared]
             for measure in measures
         ]
@@ -214,7 +222,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 def of_choices(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of the choices beyond the paper: differences from alignx, whose own row has the range of its seeds."""
     head = ["", "seeds", *(f"{measure}, {stage[:-1]} {stage[-1]}" for stage, measure in OF_CHOICES)]
-    rows = [["base", "", *(_number(results["base"][measure], measure) for _, measure in OF_CHOICES)]]
+    rows = [["base", "", *(_number(of_base(results, measure), measure) for _, measure in OF_CHOICES)]]
     rows.append(["alignx", _seeds(results, "alignx"), *(_range(results, "alignx", *m) for m in OF_CHOICES)])
     halves = [half_width(results, "alignx", *path) for path in OF_CHOICES]
     numbers = set()
@@ -229,7 +237,7 @@ def of_choices(results: Mapping[str, Any]) -> dict[str, str]:
     for n in sorted(numbers) if np.isfinite(halves).all() else ():
         widths = [f"±{_number(half / np.sqrt(n), of)}" for (_, of), half in zip(OF_CHOICES, halves, strict=True)]
         rows.append([f"95 % interval of {n} seed{'s' * (n > 1)}", str(n), *widths])
-    return {"choices base": _of_base(results), "choices": _markdown(head, rows)}
+    return {"choices base": _table_of_base(results), "choices": _markdown(head, rows)}
 
 
 def half_width(results: Mapping[str, Any], reference: str, *path: str) -> float:
@@ -246,11 +254,18 @@ def half_width(results: Mapping[str, Any], reference: str, *path: str) -> float:
     return float(scipy.stats.t.ppf(0.975, free) * np.sqrt(squares / free))
 
 
-def _of_base(results: Mapping[str, Any]) -> str:
-    heldout = results["base"]["heldout"]
-    perplexities = [f"{of['perplexity']:.0f}" for of in heldout.values()]
-    bits = [f"{of['bits_per_byte']:.2f}" for of in heldout.values()]
-    return _markdown(["", *heldout], [["perplexity", *perplexities], ["bits a byte", *bits]])
+def of_base(results: Mapping[str, Any], *path: str) -> Any:
+    """The base model's figure, or curve, at `path`: the mean of several."""
+    return np.mean([_at(of, path) for of in results["bases"]], axis=0).tolist()
+
+
+def _table_of_base(results: Mapping[str, Any]) -> str:
+    rows, several = [], len(results["bases"]) > 1
+    for base in results["bases"]:
+        of = f" (seeds {', '.join(base['seeds'])})" if several else ""
+        rows.append([f"perplexity{of}", *(f"{x['perplexity']:.0f}" for x in base["heldout"].values())])
+        rows.append([f"bits a byte{of}", *(f"{x['bits_per_byte']:.2f}" for x in base["heldout"].values())])
+    return _markdown(["", *results["bases"][0]["heldout"]], rows)
 
 
 def _languages(results: Mapping[str, Any]) -> str:
@@ -258,7 +273,8 @@ def _languages(results: Mapping[str, Any]) -> str:
 
     The last row has Spearman's rank correlation of each column with the base model's retrieval, over languages.
     """
-    perplexity, retrieval = results["base"]["perplexity"], results["base"]["retrieval by language, FLORES-200"]
+    name = "retrieval by language, FLORES-200"
+    retrieval = {code: of_base(results, name, code) for code in results["bases"][0][name]}
     codes = sorted(retrieval, key=retrieval.get)
 
     def paths(code: str) -> dict[str, tuple[str, str]]:
@@ -273,7 +289,12 @@ def _languages(results: Mapping[str, Any]) -> str:
         for code in codes
     }
     rows = [
-        [code, f"{retrieval[code]:.1f}", f"{perplexity[code]:.0f}", *(_cell(d, name) for name, d in of.items())]
+        [
+            code,
+            f"{retrieval[code]:.1f}",
+            f"{of_base(results, 'perplexity', code):.0f}",
+            *(_cell(d, name) for name, d in of.items()),
+        ]
         for code, of in found.items()
     ]
     base, columns = [retrieval[code] for code in codes], list(found[codes[0]])
@@ -335,13 +356,13 @@ def align_then_diverge(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     }
     for row, (curve, label) in zip(axes, curves.items(), strict=True):
         for axis, stage in zip(row, ("stage1", "stage2"), strict=True):
-            axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
+            axis.plot(of_base(results, curve), color=COLOURS["base"], linestyle="--", label="base model")
             for arm in arms.ABLATION:
                 seeds = np.array([run[stage][curve] for run in results["arms"].get(arm, {}).values()])
                 if len(seeds):
                     axis.plot(seeds.mean(axis=0), color=COLOURS[arm], label=arm, linewidth=1.8)
                     axis.fill_between(range(seeds.shape[1]), seeds.min(0), seeds.max(0), color=COLOURS[arm], alpha=0.2)
-            axis.axvline(results["base"]["aligned layer"], color="#bbbbbb", linewidth=0.8, zorder=0)
+            axis.axvline(results["bases"][0]["aligned layer"], color="#bbbbbb", linewidth=0.8, zorder=0)
             axis.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(label)
     for axis, title in zip(axes[0], ("after stage 1", "after stage 2"), strict=True):
@@ -366,7 +387,7 @@ def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     axes, curve = figure.subplots(1, 2, sharey=True), "meaning by layer, FLORES-200"
     for axis, stage, title in zip(axes, ("stage1", "stage2"), ("after stage 1", "after stage 2"), strict=True):
-        axis.plot(results["base"][curve], color=COLOURS["base"], linestyle="--", label="base model")
+        axis.plot(of_base(results, curve), color=COLOURS["base"], linestyle="--", label="base model")
         for arm in [arm for arm in ALIGNED if arm in results["arms"]]:
             runs, (label, colour) = list(results["arms"][arm].values()), ALIGNED[arm]
             layer, values = runs[0][stage]["aligned layer"], np.mean([run[stage][curve] for run in runs], axis=0)

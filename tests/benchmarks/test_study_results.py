@@ -74,20 +74,50 @@ def test_a_difference_is_paired_by_seed(results):
     assert tables.difference(results, "contrastive", "alignx", "stage1", "retrieval, FLORES-200") is None
 
 
-def test_runs_are_added_to_those_of_the_same_base(results):
-    """Read back from a file, as they are; run again, the new one counts."""
-    again = {"0": results["arms"]["alignx"]["1"], "3": results["arms"]["alignx"]["2"]}
-    new = results | {"date": "today", "arms": {"layer-6": {"0": {}}, "alignx": again}}
-    earlier = json.loads(json.dumps(results | {"date": "yesterday"}))
-    found = tables.added(new, earlier)
-    runs = {arm: list(of) for arm, of in found["arms"].items()}
+def _of_base(results: dict, heldout: float, **runs: dict) -> dict:
+    base = results["bases"][0] | {"seeds": sorted({seed for of in runs.values() for seed in of})}
+    losses = {"de": {"perplexity": heldout, "bits_per_byte": 1.0}}
+    return {"bases": [base | {"heldout": losses}], "arms": {name.replace("_", "-"): of for name, of in runs.items()}}
+
+
+def test_runs_are_added_to_those_that_are_there(results):
+    earlier = json.loads(json.dumps(results))  # as a file has it
+    more = _of_base(results, 2.0, layer_6={"0": {}}, alignx={"1": {"stage1": 1}, "3": {}})
+    found = tables.added(more, earlier)
     three = ["0", "1", "2"]
-    assert runs == {"next-token": three, "alignx": [*three, "3"], "layer-2": ["0", "1"], "layer-6": ["0"]}
-    assert found["arms"]["alignx"] == results["arms"]["alignx"] | again
-    assert found["date"] == "today" and [of["date"] for of in found["before"]] == ["yesterday"]
-    assert [of["date"] for of in tables.added(new, found)["before"]] == ["yesterday", "today"]
-    other = earlier | {"base": earlier["base"] | {"MEXA, NTREX-128": np.nextafter(1.0, 2.0)}}
-    assert tables.added(new, other) == new
+    assert {arm: list(of) for arm, of in found["arms"].items()} == {
+        "next-token": three,
+        "alignx": [*three, "3"],
+        "layer-2": ["0", "1"],
+        "layer-6": ["0"],
+    }
+    assert found["arms"]["alignx"]["1"] == {"stage1": 1}  # run again, the new one counts
+    assert [of["seeds"] for of in found["bases"]] == [[*three, "3"]]
+
+
+def test_a_seed_has_one_base(results):
+    other = np.nextafter(2.0, 3.0)
+    found = tables.added(_of_base(results, other, alignx={"3": {}}), results)
+    assert [of["seeds"] for of in found["bases"]] == [["0", "1", "2"], ["3"]]
+    assert [of["heldout"]["de"]["perplexity"] for of in found["bases"]] == [2.0, other]
+    again = tables.added(_of_base(results, other, alignx={"4": {}}), found)
+    assert [of["seeds"] for of in again["bases"]] == [["0", "1", "2"], ["3", "4"]]
+    with pytest.raises(SystemExit, match="seed 2 from another base model"):
+        tables.added(_of_base(results, other, alignx={"2": {}, "3": {}}), results)
+
+
+def test_figures_of_several_bases_are_averaged(results):
+    one, other = results["bases"][0], dict(results["bases"][0])
+    other |= {"seeds": ["3"], "retrieval, NTREX-128": 20.0, "heldout": {"de": {"perplexity": 3.0, "bits_per_byte": 2}}}
+    found = tables.of_choices(results | {"bases": [one, other]})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found["choices"].splitlines()]
+    assert lines[2][lines[0].index("retrieval, NTREX-128, stage 1")] == "15.0"
+    assert found["choices base"].splitlines()[2:] == [
+        "| perplexity (seeds 0, 1, 2) | 2 |",
+        "| bits a byte (seeds 0, 1, 2) | 1.00 |",
+        "| perplexity (seeds 3) | 3 |",
+        "| bits a byte (seeds 3) | 2.00 |",
+    ]
 
 
 def test_one_seed_has_no_interval():
