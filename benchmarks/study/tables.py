@@ -262,7 +262,7 @@ def of_base(results: Mapping[str, Any], *path: str) -> Any:
 def _table_of_base(results: Mapping[str, Any]) -> str:
     rows, several = [], len(results["bases"]) > 1
     for base in results["bases"]:
-        of = f" (seeds {', '.join(base['seeds'])})" if several else ""
+        of = f" (seed{'s' * (len(base['seeds']) > 1)} {', '.join(base['seeds'])})" if several else ""
         rows.append([f"perplexity{of}", *(f"{x['perplexity']:.0f}" for x in base["heldout"].values())])
         rows.append([f"bits a byte{of}", *(f"{x['bits_per_byte']:.2f}" for x in base["heldout"].values())])
     return _markdown(["", *results["bases"][0]["heldout"]], rows)

@@ -115,8 +115,8 @@ def test_figures_of_several_bases_are_averaged(results):
     assert found["choices base"].splitlines()[2:] == [
         "| perplexity (seeds 0, 1, 2) | 2 |",
         "| bits a byte (seeds 0, 1, 2) | 1.00 |",
-        "| perplexity (seeds 3) | 3 |",
-        "| bits a byte (seeds 3) | 2.00 |",
+        "| perplexity (seed 3) | 3 |",
+        "| bits a byte (seed 3) | 2.00 |",
     ]
 
 
