@@ -383,13 +383,18 @@ ALIGNED = {
 
 
 def aligned_layers(results: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """The share of variance that is meaning, over depth, for each place that the contrastive loss was put on."""
+    """The share of variance that is meaning, over depth, for each place that the contrastive loss was put on.
+
+    Curves are means over the seeds that all of them have.
+    """
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     axes, curve = figure.subplots(1, 2, sharey=True), "meaning by layer, FLORES-200"
+    shown = [arm for arm in ALIGNED if arm in results["arms"]]
+    seeds = set.intersection(*(set(results["arms"][arm]) for arm in shown))
     for axis, stage, title in zip(axes, ("stage1", "stage2"), ("after stage 1", "after stage 2"), strict=True):
         axis.plot(of_base(results, curve), color=COLOURS["base"], linestyle="--", label="base model")
-        for arm in [arm for arm in ALIGNED if arm in results["arms"]]:
-            runs, (label, colour) = list(results["arms"][arm].values()), ALIGNED[arm]
+        for arm in shown:
+            runs, (label, colour) = [results["arms"][arm][seed] for seed in sorted(seeds)], ALIGNED[arm]
             layer, values = runs[0][stage]["aligned layer"], np.mean([run[stage][curve] for run in runs], axis=0)
             axis.plot(values, color=colour, linewidth=1.8, label=label)
             axis.plot(layer, values[layer], "o", color=colour)
