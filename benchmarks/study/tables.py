@@ -94,11 +94,7 @@ def _mean(values) -> float:
 
 def collect(options: Options) -> dict[str, Any]:
     """The contents of a file of results."""
-
-    def read(file: pathlib.Path) -> dict:
-        return json.loads(file.read_text(encoding="utf-8"))
-
-    base = read(options.model.parent / "measured.json")["base"]
+    base = _read(options.model.parent / "measured.json")["base"]
     depth = len(base["alignment"][SETS[0]]["language_probe"]) - 1
     found: dict[str, Any] = {}
     for (arm, seed), done in arms.finished(options.runs).items():
@@ -106,14 +102,18 @@ def collect(options: Options) -> dict[str, Any]:
         if not file.is_file():
             continue
         layer = done["stage1"]["config"]["objective"]["contrastive"]["layer"] or depth // 2
-        stages = {stage: summary(of, layer) for stage, of in read(file).items()}
+        stages = {stage: summary(of, layer) for stage, of in _read(file).items()}
         for stage, of in stages.items():
             of["training"] = {key: done[stage][key] for key in ("steps", "tokens", "pairs", "seconds", "fill")}
             of["validation"] = done[stage]["after"]
         found.setdefault(arm, {})[str(seed)] = stages
-    model = summary(base, depth // 2) | {"heldout": read(options.model.parent / "heldout.json")}
+    model = summary(base, depth // 2) | {"heldout": _read(options.model.parent / "heldout.json")}
     seeds = sorted({seed for of in found.values() for seed in of})
     return {"bases": [record.of_this_run("study.tables") | {"seeds": seeds} | model], "arms": found}
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,9 +123,10 @@ def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any
       SystemExit: a seed that has runs of two base models, which cannot be paired.
     """
     (new,) = found["bases"]
+    same = [of for of in earlier["bases"] if of["heldout"] == new["heldout"]]
     others = [of for of in earlier["bases"] if of["heldout"] != new["heldout"]]
-    seeds = sorted({seed for of in [new, *earlier["bases"]] if of not in others for seed in of["seeds"]})
-    if twice := sorted({seed for of in others for seed in of["seeds"]}.intersection(seeds)):
+    seeds = sorted({seed for of in [new, *same] for seed in of["seeds"]})
+    if twice := [seed for of in others for seed in of["seeds"] if seed in seeds]:
         sys.exit(
             f"the results have runs of seed {', '.join(twice)} from another base model; give benchmarks.study.arms "
             "--seeds that they have not, or delete the file of results"
@@ -273,8 +274,8 @@ def _languages(results: Mapping[str, Any]) -> str:
 
     The last row has Spearman's rank correlation of each column with the base model's retrieval, over languages.
     """
-    name = "retrieval by language, FLORES-200"
-    retrieval = {code: of_base(results, name, code) for code in results["bases"][0][name]}
+    measure = "retrieval by language, FLORES-200"
+    retrieval = {code: of_base(results, measure, code) for code in results["bases"][0][measure]}
     codes = sorted(retrieval, key=retrieval.get)
 
     def paths(code: str) -> dict[str, tuple[str, str]]:
@@ -421,16 +422,13 @@ def write(ablation: Mapping[str, Any], choices: Mapping[str, Any] | None) -> Non
 
 
 def main(options: Options) -> None:
-    def read(file: pathlib.Path) -> dict[str, Any] | None:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
     if options.runs:
         file, found = RESULTS[options.to], collect(options)
-        if earlier := read(file):
-            found = added(found, earlier)
+        if file.is_file():
+            found = added(found, _read(file))
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"{file}: {sum(map(len, found['arms'].values()))} runs")
-    write(*map(read, RESULTS.values()))
+    write(*(_read(file) if file.is_file() else None for file in RESULTS.values()))
 
 
 if __name__ == "__main__":
