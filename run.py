@@ -30,7 +30,7 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES, Session
-from alignx_jax.training import checkpoints, durable, locks, loop, progress, runs, stopping, wandb_log
+from alignx_jax.training import checkpoints, durable, locks, loop, progress, stopping, wandb_log
 
 _SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
@@ -132,12 +132,13 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
         ahead.append(loop.compile_ahead(config, session.run / folder, source, session.mesh))
 
     data = session.data(stage, source, compile_ahead)
-    config = with_layer(session, config, session.run / folder, source, data)
+    weights = loop.Weights(source, config, session.mesh)
+    config = with_layer(session, config, session.run / folder, weights, data)
     agree(config)
     result = loop.train(
         config,
         session.run / folder,
-        source,
+        weights,
         data,
         session.mesh,
         session.console,
@@ -159,17 +160,19 @@ def agree(config: Config) -> None:
     hosts.agree({"the version of jax": jax.__version__, "the version of flax": flax.__version__} | settings)
 
 
-def with_layer(session: Session, config: Config, folder: storage.Path, source: runs.Source, data) -> Config:
+def with_layer(session: Session, config: Config, folder: storage.Path, weights: loop.Weights, data) -> Config:
     """`config` with a number for `--objective.contrastive.layer=auto`, and on screen what it was chosen by."""
-    contrastive = config.objective.contrastive
+    contrastive, source = config.objective.contrastive, weights.source
     if contrastive.layer != "auto":
         return config
     earlier = configs.load(str(folder)) if (folder / "config.json").is_file() else source.config()
-    if earlier or not contrastive.weight:
-        layer = earlier.objective.contrastive.layer if earlier else None
+    if earlier:
+        layer = earlier.objective.contrastive.layer
+    elif not (data.pairs and contrastive.weight):
+        layer = loop.align_layer(config, source.decoder_config())  # nothing is aligned
     else:
         choice = alignment.choose_layer(
-            source.load(session.mesh, jnp.bfloat16 if config.lora.rank else jnp.float32),
+            weights.look(),
             session.tokenizer(source),
             data.validation.pairs(_CHOOSING_PAIRS),
             session.mesh,

@@ -57,9 +57,9 @@ class DataConfig:
     """An example longer than the cutoff is dropped and counted, or truncated as the published code does."""
     min_target_tokens: _Count = 3
     """An example with fewer target tokens before its last position is dropped and counted (published: 3)."""
-    spans: Literal["in-prompt", "separate"] = "in-prompt"
-    """Where stage 1 pools a sentence: inside the prompt (published), where a target has seen its source, or encoded
-    once more by itself, at the cost of its tokens; those count towards the cutoff and have no next-token loss."""
+    spans: Literal["separate", "in-prompt"] = "separate"
+    """Where stage 1 pools a sentence: encoded once more by itself, at the cost of its tokens, which count towards the
+    cutoff and have no next-token loss; or inside the prompt (published), where a target has seen its source."""
     loss_on: Literal["sequence", "response"] = "sequence"
     """Next-token loss over the whole sequence (published) or over the response only; of chats always the assistant's
     turns only."""
@@ -88,9 +88,9 @@ class ContrastiveConfig:
 
     weight: _Factor = 0.3
     """lambda_ctr; 0 turns the loss off."""
-    layer: int | Literal["auto"] | None = None
-    """Layers run before the hidden state that is aligned (16 of 32 published); unset: half of the model's; auto: where
-    the two sentences of held-out pairs find each other best before training."""
+    layer: int | Literal["auto"] = "auto"
+    """Layers run before the hidden state that is aligned (published: half of the model's, 16 of 32); auto: where the
+    two sentences of held-out pairs find each other best before training."""
     temperature: _Positive = 0.1
     """tau of the InfoNCE softmax over cosine similarities."""
     form: Literal["published", "symmetric"] = "published"
@@ -119,13 +119,17 @@ class ObjectiveConfig:
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
     language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
+    standardize: Literal["batch", "none"] = "batch"
+    """Pooled states get mean 0 and deviation 1 in each dimension, over the sentences that meet, before both pair losses;
+    or are taken as they are (published: none), where a pre-trained model's point all the same way."""
     negatives: Literal["global", "step", "micro-batch"] = "global"
     """Pairs meet those of all devices in their micro-batch, of all micro-batches of the step too (exact, at the cost of
     one more forward pass), or (published) those of their own device in their micro-batch."""
     duplicates: Literal["mask", "keep"] = "mask"
     """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
-    chunk: _Count = 128
-    """Positions of each row whose logits exist at a time in the next-token loss."""
+    chunk: _Count | None = None
+    """Positions of each row whose logits exist at a time in the next-token loss; unset: up to 128, as many as keep
+    them under 256 MB a device."""
 
 
 @dataclass(frozen=True)

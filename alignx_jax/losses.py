@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, D hidden size, W width of the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from alignx_jax import sharding
 from alignx_jax.objectives import contrastive as contrastive_objective
 from alignx_jax.objectives import language_matching as matching_objective
-from alignx_jax.objectives import pooling
+from alignx_jax.objectives import pooling, standardization
 from alignx_jax.objectives.language_matching import Classifier
+from alignx_jax.objectives.standardization import Standardize
 
 __all__ = ["Classifier", "contrastive", "language_matching"]
 
@@ -33,6 +34,7 @@ def contrastive(
     sentence_Bx2: jax.Array | None = None,
     temperature: float = 0.1,
     form: Literal["published", "symmetric"] = "published",
+    standardize: Standardize = "batch",
 ) -> jax.Array:
     """Multilingual semantic alignment (arXiv 2509.24338, section 3.1): InfoNCE between the two sentences of a row.
 
@@ -48,6 +50,7 @@ def contrastive(
         negatives of each other. Unset: all rows are (published).
       temperature: tau of the softmax over cosines.
       form: each source against all targets, halved, as published; or the mean of both directions.
+      standardize: each dimension gets mean 0 and deviation 1 over the sentences of the batch; none: as published.
 
     Returns:
       The mean over pairs, a scalar.
@@ -59,8 +62,7 @@ def contrastive(
     duplicates = "keep" if sentence_Bx2 is None else "mask"
     sentence_Bx2 = jnp.zeros((len(source_BxT), 2), int) if sentence_Bx2 is None else sentence_Bx2
     total = contrastive_objective.contrastive(
-        _in_groups(_means(hidden_BxTxD, source_BxT)),
-        _in_groups(_means(hidden_BxTxD, target_BxT)),
+        *jnp.split(_sentences(hidden_BxTxD, (source_BxT, target_BxT), valid_GxN, standardize), 2, axis=1),
         valid_GxN,
         _in_groups(sentence_Bx2[:, 0]),
         _in_groups(sentence_Bx2[:, 1]),
@@ -80,6 +82,7 @@ def language_matching(
     classifier: Classifier,
     *,
     activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+    standardize: Standardize = "batch",
 ) -> jax.Array:
     """Language feature integration (arXiv 2509.24338, section 3.2): are two sentences of the batch in one language?
 
@@ -93,6 +96,7 @@ def language_matching(
       language_Bx2: int ids of the languages of source and target; only equality matters.
       classifier: weights to train beside the model, `PairClassifier(D, 128, rngs=rngs).weights()` for example.
       activation: of the classifier (published: that of the model's MLP).
+      standardize: each dimension gets mean 0 and deviation 1 over the sentences of the batch; none: as published.
 
     Returns:
       The mean over ordered pairs, a scalar; 0 without any.
@@ -102,16 +106,27 @@ def language_matching(
     """
     one_example = jnp.ones(source_BxT.shape, int)
     before = [pooling.predicting(jnp.asarray(span, int), one_example) for span in (source_BxT, target_BxT)]
-    valid_GxN = jnp.tile(_in_groups(_pairs(*before)), (1, 2))
+    valid_GxN = _in_groups(_pairs(*before))
+    valid_Gx2N = jnp.tile(valid_GxN, (1, 2))
     total = matching_objective.language_matching(
-        jnp.concatenate([_in_groups(_means(hidden_BxTxD, span)) for span in before], axis=1),
+        _sentences(hidden_BxTxD, before, valid_GxN, standardize),
         jnp.concatenate([_in_groups(language_Bx2[:, side]) for side in (0, 1)], axis=1),
-        valid_GxN,
+        valid_Gx2N,
         classifier,
         activation=activation,
         scope="global",
     )
-    return total / jnp.maximum(matching_objective.weight(valid_GxN, "global"), 1)
+    return total / jnp.maximum(matching_objective.weight(valid_Gx2N, "global"), 1)
+
+
+def _sentences(
+    hidden_BxTxD: jax.Array, spans: Sequence[jax.Array], valid_GxN: jax.Array, standardize: Standardize
+) -> jax.Array:
+    """[G,2N,D]: the means over two spans, standardized if asked for."""
+    x_Gx2NxD = jnp.concatenate([_in_groups(_means(hidden_BxTxD, span)) for span in spans], axis=1)
+    if standardize == "none":
+        return x_Gx2NxD
+    return standardization.standardize(x_Gx2NxD, jnp.tile(valid_GxN, (1, 2)), "global")
 
 
 def _means(hidden_BxTxD: jax.Array, span_BxT: jax.Array) -> jax.Array:

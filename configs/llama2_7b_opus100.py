@@ -1,4 +1,4 @@
-"""Llama 2 7B with the published settings of AlignX: stage 1 on OPUS-100, stage 2 on Bactrian-X.
+"""Llama 2 7B: stage 1 on OPUS-100, stage 2 on Bactrian-X, as AlignX was published but for the defaults of ours.
 
     python run.py --config=configs/llama2_7b_opus100.py --stage=1 --model=path/to/Llama-2-7b-hf
     python run.py --config=configs/llama2_7b_opus100.py --stage=2
@@ -6,9 +6,10 @@
 
 Machine: one host with 8 accelerators of 80 GB. Weights, gradients and both moments are float32, 16 bytes a parameter:
 13.5 GB a device before activations. It has not been run at this size. Expect what the sample shows in small: falling
-contrastive and matching losses in validation, and retrieval that rises at layer 16.
+contrastive and matching losses in validation, and retrieval that rises at the aligned layer.
 
-Published, and defaults of ours: learning rate 2e-6, 2 epochs, cutoff 512, layer 16 of 32, tau, both lambdas.
+Published, and defaults of ours: learning rate 2e-6, 2 epochs, cutoff 512, tau, both lambdas. Ours alone: standardized
+states, sentences by themselves, the layer; --config=configs/published.py has the published ones.
 Published as 128 examples a step, here as rows: 32 rows of 512 tokens hold about 128 examples of 125 tokens, prompt
 included. `--stage=prepare` shows how many examples and steps your text gives.
 

@@ -1,4 +1,4 @@
-"""Llama 3 8B with the published settings of AlignX: stage 1 on OPUS-100, stage 2 on Bactrian-X.
+"""Llama 3 8B: stage 1 on OPUS-100, stage 2 on Bactrian-X, as AlignX was published but for the defaults of ours.
 
     python run.py --config=configs/llama3_8b_opus100.py --stage=1 --model=path/to/Meta-Llama-3-8B
     python run.py --config=configs/llama3_8b_opus100.py --stage=2

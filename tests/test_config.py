@@ -33,7 +33,6 @@ PUBLISHED = {
     "objective.contrastive.weight": 0.3,
     "objective.contrastive.temperature": 0.1,
     "objective.contrastive.form": "published",
-    "objective.contrastive.layer": None,  # half of the layers: 16 of 32
     "objective.language_matching.weight": 0.4,
     "objective.language_matching.width": 128,
     "objective.language_matching.layer": None,  # the last hidden state, after the final norm
@@ -97,8 +96,22 @@ def test_the_large_configurations_keep_the_published_settings():
         assert found["training.compute_dtype"] == "bfloat16"
 
 
-def test_the_defaults_are_the_published_settings():
+def test_most_defaults_are_the_published_settings():
     assert {key: FIELDS[key] for key in PUBLISHED} == PUBLISHED
+
+
+def test_one_config_asks_for_all_that_is_published():
+    """The flags of the table in docs/method.md, and no other setting away from its default but place and size."""
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    table = page.split("## Published and ours")[1].split("## What is logged")[0]
+    last = [line.rstrip("|").rsplit("|", 1)[1] for line in table.splitlines() if line.startswith("| ")]
+    flags = dict(re.findall(r"`--([a-z.-]+)=([\w-]+)`", "".join(x for x in last if not x.strip().startswith("none"))))
+    asked = {name.replace("-", "_"): value for name, value in flags.items()}
+    found = flat(dataclasses.asdict(configs.load(str(ROOT / "configs/published.py"))))
+    assert len(asked) > 6 and {name: str(found[name]) for name in asked} == asked
+    assert {name: found[name] for name in PUBLISHED} == PUBLISHED
+    places = {"run", "data.parallel", "data.instructions", "plan.shapes", "training.accumulation"}
+    assert {name for name, value in found.items() if value != FIELDS[name]} <= {*asked, *places}
 
 
 def test_json_round_trip(changed):

@@ -15,8 +15,8 @@ def test_published_losses(shared, x64, case):  # noqa: F811
     inputs, expected, classifier = published(shared, case)
     index, languages = inputs["src_tgt_index"], np.stack([inputs["src_lang"], inputs["tgt_lang"]], axis=1)
     states = jnp.asarray(expected["hidden_states"])
-    ctr = losses.contrastive(states[CASES[case]], index == 1, index == 2)
-    lam = losses.language_matching(states[-1], index == 1, index == 2, languages, classifier)
+    ctr = losses.contrastive(states[CASES[case]], index == 1, index == 2, standardize="none")
+    lam = losses.language_matching(states[-1], index == 1, index == 2, languages, classifier, standardize="none")
     np.testing.assert_allclose(ctr, expected["contrastive_loss"], rtol=1e-10)
     np.testing.assert_allclose(lam, expected["language_matching_loss"], rtol=1e-10)
 
@@ -40,27 +40,35 @@ def means(hidden, span, shift=0):
     return np.stack([hidden[row, np.nonzero(span[row])[0] - shift].mean(axis=0) for row in (0, 1, 2, 4, 6, 7)])
 
 
+def standardized(x_NxD, standardize):
+    return x_NxD if standardize == "none" else (x_NxD - x_NxD.mean(axis=0)) / x_NxD.std(axis=0)
+
+
+@pytest.mark.parametrize("standardize", ["batch", "none"])
 @pytest.mark.parametrize("form", ["published", "symmetric"])
 @pytest.mark.parametrize("known", [True, False])
-def test_contrastive_is_the_dense_formula(x64, padded, form, known):  # noqa: F811
+def test_contrastive_is_the_dense_formula(x64, padded, form, known, standardize):  # noqa: F811
     hidden, source, target, sentence, _, _ = padded
-    a, c = means(hidden, source), means(hidden, target)
+    a, c = np.split(standardized(np.concatenate([means(hidden, source), means(hidden, target)]), standardize), 2)
     negative = np.ones((6, 6), bool)
     if known:
         negative[0, 4] = negative[4, 0] = False
     dense = dense_contrastive(a, c, 0.2, negative)
     dense += dense_contrastive(c, a, 0.2, negative) if form == "symmetric" else 0
     ids = sentence if known else None
-    loss = losses.contrastive(jnp.asarray(hidden), source, target, sentence_Bx2=ids, temperature=0.2, form=form)
+    options = {"sentence_Bx2": ids, "temperature": 0.2, "form": form, "standardize": standardize}
+    loss = losses.contrastive(jnp.asarray(hidden), source, target, **options)
     np.testing.assert_allclose(loss, dense / 6, rtol=1e-12)
 
 
-def test_language_matching_is_the_dense_formula(x64, padded):  # noqa: F811
+@pytest.mark.parametrize("standardize", ["batch", "none"])
+def test_language_matching_is_the_dense_formula(x64, padded, standardize):  # noqa: F811
     hidden, source, target, _, language, classifier = padded
-    e = np.concatenate([means(hidden, source, 1), means(hidden, target, 1)])
+    e = standardized(np.concatenate([means(hidden, source, 1), means(hidden, target, 1)]), standardize)
     kept = language[[0, 1, 2, 4, 6, 7]]
     dense = dense_matching(e, np.concatenate([kept[:, 0], kept[:, 1]]), classifier)
-    loss = losses.language_matching(jnp.asarray(hidden), source, target, language, classifier)
+    states = jnp.asarray(hidden), source, target, language, classifier
+    loss = losses.language_matching(*states, standardize=standardize)
     np.testing.assert_allclose(loss, dense / 12**2, rtol=1e-12)
 
 

@@ -97,7 +97,7 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
     Models of the same name are called by their folders instead.
 
     Raises:
-      UserError: a layer that is not in the model, or that would have to be chosen.
+      UserError: a layer that is not in the model.
     """
     names = Counter(source.name for source in sources)
     sources = [dataclasses.replace(s, name=str(s.run or s.huggingface)) if names[s.name] > 1 else s for s in sources]
@@ -107,13 +107,8 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
         asked = config.objective
         if source.run:
             objective = source.config().objective
-        elif asked.contrastive.layer in (None, "auto") and trained:
+        elif asked.contrastive.layer == "auto" and trained:
             objective = trained[0]
-        elif asked.contrastive.layer == "auto":
-            raise UserError(
-                "--objective.contrastive.layer=auto: stage 1 chooses it, by training pairs, and there is no run "
-                "among the models; give the number of the layer to measure at"
-            )
         else:
             objective = asked
         both = dataclasses.replace(config, objective=objective)
@@ -125,6 +120,11 @@ def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
 def notes(config: Config, material: Material, models: Sequence[Subject]) -> list[str]:
     """What a reader of the results has to know besides, as far as it is known before anything is measured."""
     found = list(material.notes)
+    if config.objective.contrastive.layer == "auto" and not any(model.source.run for model in models):
+        found.append(
+            "No run is among the models that would have chosen a layer to align: what is measured at one layer is "
+            "measured at half of the depth; --objective.contrastive.layer=N gives another."
+        )
     if material.directions or config.evaluation.in_prompt:
         for model in models:
             trained = model.source.config()

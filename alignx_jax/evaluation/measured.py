@@ -250,10 +250,11 @@ def _writing(encoder: Tokenizer, sentences: Mapping[str, Sequence[str]]) -> tupl
 
 
 def _history(source: runs.Source) -> dict[str, list[dict[str, float]]] | None:
-    """The losses of a run, for its curves."""
+    """The losses of a run, for its curves, and how they stood to each other (training/balance.py)."""
     if source.run is None:
         return None
-    return {
+    curves = {
         kind: [{k: r[k] for k in ("step", "loss", *LOSSES) if k in r} for r in training_metrics.read(source.run, kind)]
         for kind in ("train", "validation")
     }
+    return curves | {"balance": training_metrics.read(source.run, "balance")}

@@ -68,6 +68,7 @@ def _context(results: dict) -> dict:
         "matrix": figures.matrices(results),
         "projections": figures.projections(results),
         "losses": figures.losses(results),
+        "balance": tables.balance(results),
         "translation": _translation(results),
         "forgetting": [table for table in (tables.home(results), tables.tasks(results)) if table],
         "language_tables": tables.by_language(results),

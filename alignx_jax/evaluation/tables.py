@@ -279,6 +279,39 @@ def by_language(results: dict) -> list[Table]:
     return [table for table in found if table]
 
 
+def balance(results: dict) -> Table | None:
+    """How the losses of each run stood to each other before its first step; shares also after its last."""
+    neutral, share = Style(1, 3, "", 0), SHARE_OF_NEITHER
+    names = {"next_token": "Next token", "contrastive": "Contrastive", "language_matching": "Language matching"}
+
+    def rows(label: str, style: Style, key: str, place: int = 0) -> list[Row]:
+        found = {m["name"]: get(m, "training", "balance") for m in results["models"]}
+        return row(results, label, style, lambda m: found[m["name"]][place].get(key) if found[m["name"]] else None)
+
+    return _table(
+        results,
+        "The losses before the first step",
+        [
+            line
+            for loss, title in names.items()
+            for line in _section(
+                title,
+                rows("Value", neutral, loss)
+                + rows("Value of chance", neutral, f"chance/{loss}")
+                + rows("Gradient norm", neutral, f"gradient/{loss}")
+                + rows("Share of the gradient", share, f"share/{loss}")
+                + rows("Share, last step", share, f"share/{loss}", -1),
+            )
+        ]
+        + _section(
+            "Cosines at the aligned layer, as the loss sees them",
+            rows("Translations", neutral, "cosine/translations")
+            + rows("Other sentences", neutral, "cosine/others")
+            + rows("Deviation of the others", neutral, "cosine/deviation"),
+        ),
+    )
+
+
 def tokenization(results: dict) -> list[Table]:
     """Share of unknown tokens and tokens a sentence, a row for each language."""
     return [

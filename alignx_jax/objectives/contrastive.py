@@ -63,19 +63,57 @@ def contrastive(
     return total
 
 
-def _of_block(anchor_GxBxD, other_GxMxD, row_facts, column_facts, *, temperature: float, duplicates: str) -> jax.Array:
-    """[G] sums of the losses of some anchors, which may be at any place among those that they meet."""
+def cosines(
+    source_GxNxD: jax.Array,
+    target_GxNxD: jax.Array,
+    valid_GxN: jax.Array,
+    source_hash_GxN: jax.Array,
+    target_hash_GxN: jax.Array,
+    *,
+    scope: pooling.Scope,
+    duplicates: Literal["mask", "keep"],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean cosine of a source with its target, mean with the other targets that it meets, and their deviation.
+
+    Arguments are those of `contrastive`. The mean of nothing is 0.
+    """
+    facts_GxN = valid_GxN, source_hash_GxN, target_hash_GxN
+    row_facts = pooling.places(*valid_GxN.shape, scope), *facts_GxN
+    others_GxMxD = pooling.meet(_unit(target_GxNxD), scope)
+    cosine_GxNxM = _products(_unit(source_GxNxD), others_GxMxD)
+    same_GxNxM, other_GxNxM = _meetings(row_facts, tuple(pooling.meet(x, scope) for x in facts_GxN), duplicates)
+
+    def mean(x_GxNxM: jax.Array, where_GxNxM: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(where_GxNxM, x_GxNxM, 0)) / jnp.maximum(jnp.sum(where_GxNxM), 1)
+
+    of_others = mean(cosine_GxNxM, other_GxNxM)
+    deviation = jnp.sqrt(mean(jnp.square(cosine_GxNxM - of_others), other_GxNxM))
+    return mean(cosine_GxNxM, same_GxNxM & valid_GxN[:, :, None]), of_others, deviation
+
+
+def _products(anchor_GxBxD: jax.Array, other_GxMxD: jax.Array) -> jax.Array:
+    return jnp.einsum("gbd,gmd->gbm", anchor_GxBxD, other_GxMxD, precision=jax.lax.Precision.HIGHEST)
+
+
+def _meetings(row_facts, column_facts, duplicates: str) -> tuple[jax.Array, jax.Array]:
+    """[G,B,M] twice: where an anchor meets its own pair, and where a pair that is a negative of it."""
     place_GxB, valid_GxB, *hashes_GxB = row_facts
     valid_GxM, *hashes_GxM = column_facts
-    logits_GxBxM = jnp.einsum("gbd,gmd->gbm", anchor_GxBxD, other_GxMxD, precision=jax.lax.Precision.HIGHEST)
-    allowed_GxBxM = valid_GxM[:, None, :]
+    same_GxBxM = place_GxB[:, :, None] == jnp.arange(valid_GxM.shape[1])[None, None, :]
+    negative_GxBxM = valid_GxB[:, :, None] & valid_GxM[:, None, :] & ~same_GxBxM
     if duplicates == "mask":
         for own_GxB in hashes_GxB:
             for others_GxM in hashes_GxM:
-                allowed_GxBxM &= own_GxB[:, :, None] != others_GxM[:, None, :]
-    same_GxBxM = place_GxB[:, :, None] == jnp.arange(other_GxMxD.shape[1])[None, None, :]
-    allowed_GxBxM |= same_GxBxM | ~valid_GxB[:, :, None]  # no softmax is empty, also where there is no pair
-    logits_GxBxM = jnp.where(allowed_GxBxM, logits_GxBxM / temperature, -jnp.inf)
+                negative_GxBxM &= own_GxB[:, :, None] != others_GxM[:, None, :]
+    return same_GxBxM, negative_GxBxM
+
+
+def _of_block(anchor_GxBxD, other_GxMxD, row_facts, column_facts, *, temperature: float, duplicates: str) -> jax.Array:
+    """[G] sums of the losses of some anchors, which may be at any place among those that they meet."""
+    valid_GxB = row_facts[1]
+    same_GxBxM, negative_GxBxM = _meetings(row_facts, column_facts, duplicates)
+    allowed_GxBxM = same_GxBxM | negative_GxBxM | ~valid_GxB[:, :, None]  # no softmax is empty, also without a pair
+    logits_GxBxM = jnp.where(allowed_GxBxM, _products(anchor_GxBxD, other_GxMxD) / temperature, -jnp.inf)
     positive_GxB = jnp.sum(jnp.where(same_GxBxM, logits_GxBxM, 0), axis=-1)
     loss_GxB = jax.nn.logsumexp(logits_GxBxM, axis=-1) - positive_GxB
     return jnp.sum(jnp.where(valid_GxB, loss_GxB, 0), axis=-1) / 2

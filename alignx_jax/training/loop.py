@@ -23,7 +23,27 @@ from alignx_jax.training import base, companions, compiling, durable, optimizer,
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
+_LOGIT_BYTES = 256_000_000  # of a chunk on a device; several arrays of the size live at once
 _PAIR_TOKENS = 32  # a pair of sentences in its prompt seldom takes fewer
+
+
+class Weights:
+    """The decoder that a stage starts from, read once: looked at before the first step, then given up to it."""
+
+    def __init__(self, source: runs.Source, config: Config, mesh: Mesh):
+        self.source = source
+        self._load = functools.partial(source.load_adapted if config.lora.rank else source.load, mesh)
+        self._loaded: Decoder | None = None
+
+    def look(self) -> Decoder:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def take(self) -> Decoder:
+        """Nothing here keeps it: its arrays are donated to the first step."""
+        decoder, self._loaded = self.look(), None
+        return decoder
 
 
 def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
@@ -64,9 +84,10 @@ def check_adapters(config: Config, source: runs.Source) -> None:
 
 
 def align_layer(config: Config, decoder: DecoderConfig) -> int:
-    """Layers run before the state that is aligned: half of the model's unless set (published: 16 of 32).
+    """Layers run before the state that is aligned.
 
-    `auto` has to be replaced by a number before training; until then it stands for half.
+    `auto` has to be replaced by a number before training; until then it stands for half of the model's, whose step is
+    of the same shape.
     """
     layer = config.objective.contrastive.layer
     return _layer("contrastive", None if layer == "auto" else layer, decoder.num_layers // 2, config, decoder)
@@ -121,6 +142,16 @@ def expected_pairs(config: Config, mesh: Mesh) -> int:
     return group_rows(config, mesh) * in_a_row
 
 
+def chunk(config: Config, decoder: DecoderConfig, mesh: Mesh) -> int:
+    """Positions of each row whose logits exist at a time: a multiple of 8 up to 128, where 8 fit, unless set."""
+    if config.objective.chunk:
+        return config.objective.chunk
+    rows = config.training.rows // config.training.accumulation // sharding.data_shards(mesh)
+    position = 4 * rows * decoder.padded_vocab_size // mesh.shape["model"]  # bytes of its float32 logits on a device
+    most = _LOGIT_BYTES // position
+    return min(128, max(1, most if most < 8 else most // 8 * 8))
+
+
 def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: bool, group_pairs: int) -> steps.Recipe:
     """The static settings of the step.
 
@@ -135,6 +166,7 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
         pairs=pairs,
         groups=sharding.data_shards(mesh),
         group_pairs=group_pairs,
+        chunk=chunk(config, decoder, mesh),
         accumulation=config.training.accumulation,
         compute_dtype=jnp.dtype(config.training.compute_dtype),
         remat=config.training.remat,
@@ -190,7 +222,7 @@ def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX
 def train(
     config: Config,
     folder: storage.Path,
-    source: runs.Source,
+    weights: Weights,
     data: pipeline.Data,
     mesh: Mesh,
     console: Console,
@@ -209,7 +241,7 @@ def train(
       StorageError: something could not be written, or no checkpoint can be read.
       Interrupted: `stop` was requested; the state is saved.
     """
-    begun = time.monotonic()
+    begun, source = time.monotonic(), weights.source
     check(config, source, mesh)
     if config.objective.contrastive.layer == "auto":
         raise ValueError("the layer to align has to be a number here")
@@ -230,19 +262,17 @@ def train(
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}
     step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
-    loaded, load = [], source.load_adapted if config.lora.rank else source.load
     if hosts.share("continue", runs.can_continue(folder, config, corpora)):
         companions.check(folder, source.huggingface)
         if config.lora.rank:  # whose checkpoints are without the model
-            loaded = [load(mesh)]
-            base.check(folder, loaded[0])
+            base.check(folder, weights.look())
     else:
-        loaded = [load(mesh)]  # before the folder is there: a spoilt model leaves none behind
-        below = base.record(source.base_model(), loaded[0]) if config.lora.rank else None
+        loaded = weights.look()  # before the folder is there: a spoilt model leaves none behind
+        below = base.record(source.base_model(), loaded) if config.lora.rank else None
+        del loaded
         hosts.gather("loaded", None)
         hosts.first("claim", lambda: runs.claim(folder, config, source, corpora, below))
     runs.check_shared(folder)
     hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
     stage = Stage(config, folder, step, data, mesh, console, stop, begun)
-    # Nothing keeps the decoder: its arrays are donated to the first step.
-    return stage.train(title, lambda: loaded.pop() if loaded else load(mesh))
+    return stage.train(title, weights.take)

@@ -21,10 +21,21 @@ from alignx_jax import hosts, sharding, storage
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline
-from alignx_jax.exits import Diverged, Interrupted, StorageError
+from alignx_jax.exits import Diverged, Interrupted, StorageError, UserError
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import compiling, metrics, nonfinite, profiling, progress, state, stopping, wandb_log, watch
+from alignx_jax.training import (
+    balance,
+    compiling,
+    metrics,
+    nonfinite,
+    profiling,
+    progress,
+    state,
+    stopping,
+    wandb_log,
+    watch,
+)
 from alignx_jax.training import step as steps
 from alignx_jax.training.checkpoints import Checkpoints, reason
 
@@ -87,9 +98,11 @@ class Stage:
         self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
         self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
         self.last, self.begun = data.train.steps, begun
+        self.fifth = math.ceil(self.last / 5)
         self.profiler = profiling.Profiler(profiling.steps(config.profile, self.last), folder / "profile")
         self.all_finite = jax.jit(steps.all_finite)
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
+        self.balance = jax.jit(functools.partial(balance.measure, graph=step.graph, recipe=step.recipe))
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
         self.log: metrics.MetricsLog | None = None  # of the first process
@@ -142,6 +155,9 @@ class Stage:
             self.state = self.step.begin(load())
             if not hosts.share("validated", bool(metrics.read(self.folder, "validation"))):
                 self.validate(0)
+            if self.plan.taps and not hosts.share("weighed", bool(metrics.read(self.folder, "balance"))):
+                _, batch = next(self.batches(self.data.train, 0, "weighing the losses of step"))
+                self.show_balance(self.weigh(0, batch))
 
     def batches(self, split: pipeline.Split, start: int, waiting: str) -> Iterator[tuple[int, Batch]]:
         """From `start` on, the number of each batch, counted from 1, and the batch on the devices. Every process reads
@@ -172,6 +188,35 @@ class Stage:
             values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
             self.write("validation", step, values)
         return values
+
+    def weigh(self, step: int, batch: Batch) -> dict[str, float]:
+        """Value, chance, gradient and share of every loss on a batch after `step` steps; logged."""
+        self.watch.doing(f"weighing the losses after step {step}")
+        values = jax.device_get(self.balance(self.state.params, batch, self.state.frozen))
+        values = {k: float(v) for k, v in values.items()}
+        self.write("balance", step, values)
+        return values
+
+    def show_balance(self, values: dict[str, float]) -> None:
+        self.console.print(balance.table(values))
+        if "contrastive" in self.plan.weights:
+            self.note(balance.cosines(values, self.plan.contrastive_layer))
+        if balance.is_dead(values):
+            raise UserError(
+                f"--objective.contrastive.layer={self.plan.contrastive_layer}: the pooled states of all sentences are "
+                "equal there, so that the contrastive loss has no gradient; give another layer, or another model"
+            )
+        for sentence in balance.advice(values, self.plan):
+            self.note(f"WARNING: {sentence}")
+
+    def weigh_again(self, step: int, batch: Batch) -> None:
+        values = self.weigh(step, batch)
+        if step == self.fifth and balance.is_at_chance(values):
+            self.bar.note(
+                f"WARNING: step {step}: after a fifth of the run the contrastive loss is {values['contrastive']:.3f}, "
+                f"and chance is {values['chance/contrastive']:.3f}: it teaches nothing; stop, and give another "
+                "--objective.contrastive.layer or a higher --objective.contrastive.weight"
+            )
 
     def run(self, title: str) -> None:
         """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
@@ -204,10 +249,14 @@ class Stage:
                 self.checkpoints.poll()
                 stopped = self.stop.reached()
                 validate = step % self.config.training.validate_every == 0 or step == self.last
-                if validate or stopped or step % self.config.training.save_every == 0:
-                    if waiting:
-                        self.report(*waiting)  # nothing is saved that was not looked at
+                save = validate or stopped or step % self.config.training.save_every == 0
+                weigh = bool(self.plan.taps) and (validate or step == self.fifth)
+                if waiting and (save or weigh):
+                    self.report(*waiting)  # nothing is saved that was not looked at
                     waiting = None
+                if weigh:
+                    self.weigh_again(step, batch)
+                if save:
                     self.save(step, validate)
                 if stopped and step < self.last:
                     self.wait()

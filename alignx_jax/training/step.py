@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from alignx_jax import sharding
 from alignx_jax.batch import Batch
 from alignx_jax.config import ObjectiveConfig, OptimizerConfig
 from alignx_jax.models import attention
-from alignx_jax.objectives import contrastive, language_matching, next_token, pooling
+from alignx_jax.objectives import contrastive, language_matching, next_token, pooling, standardization
 from alignx_jax.training import optimizer
 from alignx_jax.training.state import AlignX, Params, TrainState
 
@@ -41,6 +41,8 @@ class Recipe:
     """Groups of rows for the pair losses: one a device of the data axes."""
     group_pairs: int
     """Most pairs that meet in one group: of one micro-batch, or of the whole step where `two_passes`."""
+    chunk: int
+    """Positions of each row whose logits exist at a time."""
     accumulation: int
     compute_dtype: jnp.dtype
     remat: str
@@ -129,15 +131,31 @@ def forward(model: AlignX, batch: Batch, recipe: Recipe) -> tuple[jax.Array, jax
         batch.tokens,
         batch.loss_weights,
         vocab_size=decoder.config.vocab_size,
-        chunk=recipe.objective.chunk,
+        chunk=recipe.chunk,
         cap=decoder.config.logit_cap,
     )
     return total, jnp.swapaxes(out.pooled_PxRxKxD, 0, 1) if recipe.taps else None
 
 
-def pair_sums(model: AlignX, pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Recipe) -> dict[str, jax.Array]:
-    """The sum of each pair loss over rows that meet: of a micro-batch, or of the step where `recipe.two_passes`."""
-    objective, sums = recipe.objective, {}
+class Pairs(NamedTuple):
+    """What the pair losses take of rows that meet: G groups of N slots, whose pairs are in front."""
+
+    valid_GxN: jax.Array
+    hashes: tuple[jax.Array, jax.Array]
+    """[G,N] of the sources and of the targets."""
+    language_Gx2N: jax.Array
+    aligned_Gx2NxD: jax.Array | None
+    """Pooled sources, then targets, standardized where that is asked for; None without the contrastive loss."""
+    matched_Gx2NxD: jax.Array | None
+    """The same of the states that predict them; None without language matching."""
+
+    @property
+    def valid_Gx2N(self) -> jax.Array:
+        return jnp.tile(self.valid_GxN, (1, 2))
+
+
+def pairs(pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Recipe) -> Pairs:
+    """The pairs of rows that meet: of a micro-batch, or of the step where `recipe.two_passes`."""
     kinds = jnp.split(pooled_RxPxKxD, len(_spans(batch)), axis=2)
     index = pooling.compact(batch.valid.reshape(recipe.groups, -1), recipe.group_pairs)
 
@@ -146,26 +164,47 @@ def pair_sums(model: AlignX, pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Re
         shape = index.shape + (1,) * (x_GxNx___.ndim - 2)
         return jnp.take_along_axis(x_GxNx___, index.reshape(shape), axis=1)
 
-    valid = gather(batch.valid)
-    if "contrastive" in recipe.weights:
-        tap = recipe.taps.index(recipe.contrastive_layer)
+    def both(source_RxSx___: jax.Array, target_RxSx___: jax.Array) -> jax.Array:
+        return jnp.concatenate([gather(source_RxSx___), gather(target_RxSx___)], axis=1)
+
+    valid_GxN = gather(batch.valid)
+
+    def sentences(loss: str, layer: int, first: int) -> jax.Array | None:
+        if loss not in recipe.weights:
+            return None
+        tap = recipe.taps.index(layer)
+        x_Gx2NxD = both(kinds[first][:, tap], kinds[first + 1][:, tap])
+        if recipe.objective.standardize == "none":
+            return x_Gx2NxD
+        return standardization.standardize(x_Gx2NxD, jnp.tile(valid_GxN, (1, 2)), recipe.scope)
+
+    return Pairs(
+        valid_GxN,
+        (gather(batch.source_hash), gather(batch.target_hash)),
+        both(batch.source_language, batch.target_language),
+        sentences("contrastive", recipe.contrastive_layer, 0),
+        sentences("language_matching", recipe.matching_layer, 2),
+    )
+
+
+def pair_sums(model: AlignX, these: Pairs, recipe: Recipe) -> dict[str, jax.Array]:
+    """The sum of each pair loss over pairs that meet."""
+    objective, sums = recipe.objective, {}
+    if these.aligned_Gx2NxD is not None:
         sums["contrastive"] = contrastive.contrastive(
-            gather(kinds[0][:, tap]),
-            gather(kinds[1][:, tap]),
-            valid,
-            gather(batch.source_hash),
-            gather(batch.target_hash),
+            *jnp.split(these.aligned_Gx2NxD, 2, axis=1),
+            these.valid_GxN,
+            *these.hashes,
             temperature=objective.contrastive.temperature,
             form=objective.contrastive.form,
             scope=recipe.scope,
             duplicates=objective.duplicates,
         )
-    if "language_matching" in recipe.weights:
-        tap = recipe.taps.index(recipe.matching_layer)
+    if these.matched_Gx2NxD is not None:
         sums["language_matching"] = language_matching.language_matching(
-            jnp.concatenate([gather(kinds[2][:, tap]), gather(kinds[3][:, tap])], axis=1),
-            jnp.concatenate([gather(batch.source_language), gather(batch.target_language)], axis=1),
-            jnp.concatenate([valid, valid], axis=1),
+            these.matched_Gx2NxD,
+            these.language_Gx2N,
+            these.valid_Gx2N,
             model.classifier.weights(),
             activation=model.decoder.config.activation_function,
             scope=recipe.scope,
@@ -176,7 +215,7 @@ def pair_sums(model: AlignX, pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Re
 def loss_sums(model: AlignX, batch: Batch, recipe: Recipe) -> dict[str, jax.Array]:
     """The sum of each loss over one micro-batch."""
     total, pooled = forward(model, batch, recipe)
-    return {"next_token": total} | (pair_sums(model, pooled, batch, recipe) if recipe.taps else {})
+    return {"next_token": total} | (pair_sums(model, pairs(pooled, batch, recipe), recipe) if recipe.taps else {})
 
 
 def _spans(batch: Batch) -> tuple[jax.Array, ...]:
@@ -204,7 +243,8 @@ def gradients(
         """Gradients of the weighted pair losses by the pooled states and by the classifier."""
 
         def loss(pooled_RxPxKxD: jax.Array, beside: Params):
-            means = _means(pair_sums(nnx.merge(graph, params | beside, frozen), pooled_RxPxKxD, batch, recipe), weights)
+            model = nnx.merge(graph, params | beside, frozen)
+            means = _means(pair_sums(model, pairs(pooled_RxPxKxD, batch, recipe), recipe), weights)
             return sum(recipe.weights[k] * mean for k, mean in means.items()), means
 
         (of_pooled, of_beside), means = jax.grad(loss, argnums=(0, 1), has_aux=True)(pooled_RxPxKxD, beside)
@@ -289,7 +329,8 @@ def validation_sums(
     micro_batches, model = split(batch, recipe), nnx.merge(graph, params, frozen or {})
     if recipe.two_passes:
         next_token_sums, pooled = jax.lax.map(lambda micro: forward(model, micro, recipe), micro_batches)
-        sums = {"next_token": next_token_sums} | pair_sums(model, join(pooled, recipe), batch, recipe)
+        these = pairs(join(pooled, recipe), batch, recipe)
+        sums = {"next_token": next_token_sums} | pair_sums(model, these, recipe)
     else:
         sums = jax.lax.map(lambda micro: loss_sums(model, micro, recipe), micro_batches)
     return jax.tree.map(jnp.sum, sums), loss_weights(batch, recipe)

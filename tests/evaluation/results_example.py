@@ -252,4 +252,15 @@ def _training(rng, m: int) -> dict:
     return {
         "train": [record(step, 0.02) for step in range(1, 401)],
         "validation": [record(step, 0.003) for step in range(0, 401, 50)],
+        "balance": [_balance(step, names) for step in (0, 400)] if len(names) > 1 else [],
     }
+
+
+def _balance(step: int, names: list[str]) -> dict:
+    cosines = {"cosine/translations": 0.31, "cosine/others": -0.02, "cosine/deviation": 0.11}
+    values = {
+        f"{kind}/{name}": scale * (n + 1 + step / 400)
+        for kind, scale in (("chance", 2.0), ("gradient", 3.0), ("share", 0.1))
+        for n, name in enumerate(names)
+    }
+    return {"step": step, **{name: 1.5 for name in names}, **values, **cosines}

@@ -182,8 +182,12 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
         evaluate.subjects(beyond, [base])
     unknown = dataclasses.replace(config, objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer="auto")))
     assert [model.align_layer for model in evaluate.subjects(unknown, [base, late])] == [6, 6]
-    with pytest.raises(UserError, match="layer=auto: stage 1 chooses it"):
-        evaluate.subjects(unknown, [base])
+    alone = evaluate.subjects(unknown, [base])
+    assert [model.align_layer for model in alone] == [4]
+    material = evaluate.Material({}, {}, {}, [], {}, None, ())
+    (note,) = evaluate.notes(unknown, material, alone)
+    assert "measured at half of the depth; --objective.contrastive.layer=N" in note
+    assert evaluate.notes(unknown, material, found) == [] == evaluate.notes(asked, material, alone)
 
 
 def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):

@@ -188,3 +188,17 @@ def test_the_metric_of_translation_comes_first_and_intervals_are_no_metrics(resu
 )
 def test_directions_by_name(direction, codes, name):
     assert tables.direction_codes(direction) == codes and tables.direction_name(direction) == name
+
+
+def test_how_the_losses_stood_to_each_other(results):
+    """Before the first step; of shares also after the last. Runs without pair losses have nothing to weigh."""
+    table = tables.balance(results)
+    first, last = results["models"][1]["training"]["balance"]
+    assert _row(table, "Value of chance", "Contrastive").cells[1].text == f"{first['chance/contrastive']:.3f}"
+    assert _row(table, "Gradient norm", "Language matching").cells[1].text == "9.000"
+    assert (
+        _row(table, "Share of the gradient", "Contrastive").cells[1].text == f"{100 * first['share/contrastive']:.1f}%"
+    )
+    assert _row(table, "Share, last step", "Contrastive").cells[1].text == f"{100 * last['share/contrastive']:.1f}%"
+    assert _row(table, "Translations").cells[1].text == "0.310"
+    assert {row.cells[0].text for row in table.rows if row.cells} == {"–"}, "the base model was not trained"

@@ -25,7 +25,8 @@ def test_it_takes_the_steps_that_the_program_takes(tmp_path):
     mesh, source = alignx_jax.make_mesh("1x1"), alignx_jax.find("sample")
     with jax.set_mesh(mesh):
         data = alignx_jax.build_data(config, "1", alignx_jax.load_tokenizer(source.huggingface))
-        loop.train(config, tmp_path / "stage1", source, data, mesh, Console(quiet=True), "stage 1", stopping.Stop())
+        weights = loop.Weights(source, config, mesh)
+        loop.train(config, tmp_path / "stage1", weights, data, mesh, Console(quiet=True), "stage 1", stopping.Stop())
         program = alignx_jax.find(str(tmp_path / "stage1")).load(mesh, jnp.bfloat16)
     for ours, theirs in zip(history, metrics.read(tmp_path / "stage1", "train"), strict=True):
         assert ours == {name: theirs[name] for name in ours}

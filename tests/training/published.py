@@ -94,12 +94,13 @@ def model(folder: pathlib.Path, mesh, dtype) -> Model:
 def recipe(align_layer: int, layers: int, dtype, **changes) -> step.Recipe:
     """The published objective on one device."""
     settings = dict(
-        objective=ObjectiveConfig(duplicates="keep", chunk=13),
+        objective=ObjectiveConfig(duplicates="keep", standardize="none"),
         contrastive_layer=align_layer,
         matching_layer=layers,
         pairs=True,
         groups=1,
         group_pairs=6,
+        chunk=13,
         accumulation=1,
         compute_dtype=jnp.dtype(dtype),
         remat="block",

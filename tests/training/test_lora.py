@@ -121,7 +121,7 @@ def test_any_mesh_and_accumulation_train_the_same_and_leave_the_frozen_weights(f
             np.testing.assert_array_equal(a, b)
 
 
-GLOBAL = ObjectiveConfig(duplicates="keep", chunk=13)
+GLOBAL = ObjectiveConfig(duplicates="keep", standardize="none")
 STEP = dataclasses.replace(GLOBAL, negatives="step")
 
 

@@ -84,7 +84,7 @@ class Trainer:
             return loop.train(
                 config,
                 folder / "stage1",
-                self.source,
+                loop.Weights(self.source, config, made),
                 data or self.data,
                 made,
                 Console(file=self.out, width=1000),

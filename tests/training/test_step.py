@@ -184,10 +184,12 @@ def packed_rows():
     return random_rows(np.random.default_rng(0))
 
 
-def test_every_mesh_computes_the_same_steps(folder, packed_rows):
-    one_device = three_steps(folder, "1x1", packed_rows)
+@pytest.mark.parametrize("standardize", ["batch", "none"])
+def test_every_mesh_computes_the_same_steps(folder, packed_rows, standardize):
+    objective = ObjectiveConfig(standardize=standardize)
+    one_device = three_steps(folder, "1x1", packed_rows, objective=objective)
     for spec in ("8x1", "4x2", "2x2x2"):
-        agree(one_device, three_steps(folder, spec, packed_rows), 1e-10)
+        agree(one_device, three_steps(folder, spec, packed_rows, objective=objective), 1e-10)
 
 
 def test_accumulation_is_one_big_batch(folder, packed_rows):
