@@ -34,7 +34,6 @@ from alignx_jax.training import checkpoints, durable, locks, loop, progress, sto
 
 _SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
-_CHOOSING_PAIRS = 500  # held-out pairs that `--objective.contrastive.layer=auto` is chosen by
 
 
 def parse(arguments: list[str]) -> Config:
@@ -166,27 +165,18 @@ def with_layer(session: Session, config: Config, folder: storage.Path, weights: 
     if contrastive.layer != "auto":
         return config
     earlier = configs.load(str(folder)) if (folder / "config.json").is_file() else source.config()
-    if earlier:
-        layer = earlier.objective.contrastive.layer
-    elif not (data.pairs and contrastive.weight):
-        layer = loop.align_layer(config, source.decoder_config())  # nothing is aligned
-    else:
-        choice = alignment.choose_layer(
-            weights.look(),
-            session.tokenizer(source),
-            data.validation.pairs(_CHOOSING_PAIRS),
-            session.mesh,
-            rows=session.config.evaluation.rows,
-            row_length=session.config.data.row_length,
-            dtype=jnp.dtype(session.config.training.compute_dtype),
-        )
-        layer = choice.layer
+    if not earlier and data.pairs and contrastive.weight:
+        config, choice = alignment.with_layer(config, weights.look(), session.tokenizer(source), data, session.mesh)
         curve = " ".join(f"{n}: {100 * share:.1f}" for n, share in enumerate(choice.retrieval))
         session.line(
-            "layer", f"{layer} is aligned: inside the model, the two sentences of {choice.pairs:,} held-out pairs"
+            "layer",
+            f"{choice.layer} is aligned: inside the model, the two sentences of {choice.pairs:,} held-out pairs",
         )
         session.line("", "find each other, among those of their languages, most often there before training")
         session.line("", f"(accuracy@1 by layer, %: {curve})")
+        return config
+    half = loop.align_layer(config, source.decoder_config())  # where nothing is aligned
+    layer = earlier.objective.contrastive.layer if earlier else half
     objective = dataclasses.replace(config.objective, contrastive=dataclasses.replace(contrastive, layer=layer))
     return dataclasses.replace(config, objective=objective)
 

@@ -21,6 +21,7 @@ _API = {
     "metrics": "alignx_jax.evaluation.metrics",
     "prepare_devices": "alignx_jax.sharding:prepare_devices",
     "recipe": "alignx_jax.training.loop:recipe",
+    "with_layer": "alignx_jax.evaluation.alignment:with_layer",
 }
 """Where each name is defined: a module, or a name in one."""
 

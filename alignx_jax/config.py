@@ -120,8 +120,8 @@ class ObjectiveConfig:
     contrastive: ContrastiveConfig = ContrastiveConfig()
     language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
     standardize: Literal["batch", "none"] = "batch"
-    """Pooled states get mean 0 and deviation 1 in each dimension, over the sentences that meet, before both pair losses;
-    or are taken as they are (published: none), where a pre-trained model's point all the same way."""
+    """Pooled states get mean 0 and deviation 1 in each dimension, over the sentences that meet, before both pair
+    losses; or are taken as they are (published: none), where a pre-trained model's point all the same way."""
     negatives: Literal["global", "step", "micro-batch"] = "global"
     """Pairs meet those of all devices in their micro-batch, of all micro-batches of the step too (exact, at the cost of
     one more forward pass), or (published) those of their own device in their micro-batch."""

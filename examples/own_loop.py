@@ -13,8 +13,9 @@ def train(config: alignx_jax.Config, to: str) -> list[dict[str, float]]:
     rows = jax.NamedSharding(mesh, jax.P(mesh.axis_names[:-1]))  # over all axes but the model's
     history = []
     with jax.set_mesh(mesh):
-        decoder = source.load(mesh)
-        data = alignx_jax.build_data(config, "1", alignx_jax.load_tokenizer(source.huggingface))
+        decoder, tokenizer = source.load(mesh), alignx_jax.load_tokenizer(source.huggingface)
+        data = alignx_jax.build_data(config, "1", tokenizer)
+        config, _ = alignx_jax.with_layer(config, decoder, tokenizer, data, mesh)
         recipe, steps = alignx_jax.recipe(config, decoder.config, data, mesh), data.train.steps
         step = alignx_jax.build_step(config, recipe, decoder.config, mesh)
         state = step.begin(decoder)

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from alignx_jax import sharding
 from alignx_jax.batch import Batch
-from alignx_jax.data import packing, spans
+from alignx_jax.config import Config
+from alignx_jax.data import packing, pipeline, spans
 from alignx_jax.data.prompts import Template
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import metrics
@@ -30,6 +31,7 @@ from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives import pooling
 
 _SLOTS = 16  # most sentences a row
+_CHOOSING_PAIRS = 500  # held-out pairs that the layer is chosen by
 MEXA_SENTENCES = 100
 """Sentences that MEXA is taken over: its value falls as they become more, and 100 is the number of its authors."""
 
@@ -245,6 +247,28 @@ def choose_layer(
     curve = [float(np.concatenate(of).mean()) for of in hits]
     layer = max(range(1, depth), key=lambda n: (curve[n], -abs(n - depth / 2)))
     return LayerChoice(layer, curve, int(ends[-1]) // 2)
+
+
+def with_layer(
+    config: Config, decoder: Decoder, tokenizer: Tokenizer, data: pipeline.Data, mesh: Mesh
+) -> tuple[Config, LayerChoice]:
+    """`config` with a number for `--objective.contrastive.layer=auto`, by `choose_layer` on held-out pairs, and what it
+    was chosen from.
+
+    Raises:
+      UserError: as `choose_layer`.
+    """
+    choice = choose_layer(
+        decoder,
+        tokenizer,
+        data.validation.pairs(_CHOOSING_PAIRS),
+        mesh,
+        rows=config.evaluation.rows,
+        row_length=config.data.row_length,
+        dtype=jnp.dtype(config.training.compute_dtype),
+    )
+    contrastive = dataclasses.replace(config.objective.contrastive, layer=choice.layer)
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, contrastive=contrastive)), choice
 
 
 def _distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ def next_token(
     The weights alone decide what counts (0 for a segment's first token and for padding), never a pad id.
     Logits are formed once, for `chunk` positions of each row at a time, in float32 (float64 if the states are): where
     a gradient is wanted it is taken of each chunk while its logits are there, so that nothing is computed again and
-    memory does not grow with vocabulary times length.
+    memory does not grow with vocabulary times length. Positions without weight, such as those of sentences encoded by
+    themselves, cost next to nothing: each row's others come first, and chunks without any are passed over.
 
     Args:
       hidden_RxTxD: states after the final norm, in the compute dtype.
@@ -34,6 +35,10 @@ def next_token(
       cap: c of logits c tanh(states . embedding / c); None: as the products are.
     """
     labels_RxT, weights_RxT = (jnp.pad(x[:, 1:], ((0, 0), (0, 1))) for x in (tokens_RxT, loss_weights_RxT))
+    # What counts goes to the front of its row, so that chunks of nothing else need no logits.
+    order_RxT = jnp.argsort(weights_RxT == 0, axis=1, stable=True)
+    labels_RxT, weights_RxT = (jnp.take_along_axis(x, order_RxT, axis=1) for x in (labels_RxT, weights_RxT))
+    hidden_RxTxD = jnp.take_along_axis(hidden_RxTxD, order_RxT[:, :, None], axis=1)
     chunk = min(chunk, labels_RxT.shape[1])
     return _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size, chunk, cap)
 
@@ -43,8 +48,11 @@ def _cross_entropy(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_s
     cast_VxD = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype))
 
     def add_chunk(total, xs):
-        states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
-        return total + _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size, cap)[0], None
+        def add(total):
+            states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
+            return total + _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size, cap)[0]
+
+        return jax.lax.cond(jnp.any(xs[2] != 0), add, lambda total: total, total), None
 
     xs = [_in_chunks(x, chunk) for x in (hidden_RxTxD, labels_RxT, weights_RxT)]
     return jax.lax.scan(add_chunk, jnp.zeros((), _high(hidden_RxTxD)), xs)[0]
@@ -54,6 +62,10 @@ def _forward(hidden_RxTxD, embedding_VxD, labels_RxT, weights_RxT, vocab_size: i
     cast_VxD, high = sharding.constrain_vocabulary(embedding_VxD.astype(hidden_RxTxD.dtype)), _high(hidden_RxTxD)
 
     def add_chunk(carry, xs):
+        nothing = jnp.zeros_like(xs[0])
+        return jax.lax.cond(jnp.any(xs[2] != 0), add, lambda *same: (same[0], nothing), carry, xs)
+
+    def add(carry, xs):
         total, of_embedding_VxD = carry
         states_NxD, labels_N, weights_N = map(sharding.constrain_to_vocabulary, xs)
         loss, of_logits_VxN = _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size, cap)

@@ -135,10 +135,9 @@ def advice(values: Mapping[str, float], recipe: steps.Recipe) -> list[str]:
         )
     for name in recipe.weights:
         if name != "next_token" and values[f"share/{name}"] > _DROWNS:
-            flag = f"objective.{name.replace('_', '-')}"
-            help = (
-                "--objective.standardize=batch" if raw else f"a smaller --{flag}.weight than {recipe.weights[name]:g}"
-            )
+            flag = f"--objective.{name.replace('_', '-')}.weight"
+            smaller = f"a smaller {flag} than {recipe.weights[name]:g}"
+            help = "--objective.standardize=batch" if raw else smaller
             said.append(
                 f"{SHORT[name]} drowns the other losses: it has {values[f'share/{name}']:.0%} of the gradient; "
                 f"give {help}"

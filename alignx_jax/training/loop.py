@@ -125,7 +125,13 @@ def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> atte
 
 
 def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
-    """The static settings of the step on `data`."""
+    """The static settings of the step on `data`.
+
+    Raises:
+      ValueError: the layer to align is still `auto`.
+    """
+    if config.objective.contrastive.layer == "auto":
+        raise ValueError("the layer to align has to be a number here; alignx_jax.with_layer chooses it")
     most = max(most_pairs(config, data, mesh), expected_pairs(config, mesh))
     return recipe_for(config, decoder, mesh, pairs=data.pairs, group_pairs=most)
 
@@ -243,8 +249,6 @@ def train(
     """
     begun, source = time.monotonic(), weights.source
     check(config, source, mesh)
-    if config.objective.contrastive.layer == "auto":
-        raise ValueError("the layer to align has to be a number here")
     plan = recipe(config, source.decoder_config(), data, mesh)
     met = most_pairs(config, data, mesh) * (plan.groups if plan.scope == "global" else 1)
     if "contrastive" in plan.weights and met < 2:

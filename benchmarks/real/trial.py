@@ -19,6 +19,7 @@ An arm that is finished is skipped when the program is started again. Nothing is
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import pathlib
 import time
@@ -73,7 +74,8 @@ class Options:
     layer: int
     """The layer that is aligned, and measured at."""
     data: pathlib.Path = DATA
-    """Folder with `train_parallel` and `eval`; default: `data` in $ALIGNX_SHARED, or in `shared` beside the repository."""
+    """Folder with `train_parallel` and `eval`; default: `data` in $ALIGNX_SHARED, or in `shared` beside the
+    repository."""
     arms: tuple[Literal[tuple(ARMS)], ...] = tuple(ARMS)
     seed: int = 0
     sentences: int = 100
@@ -103,10 +105,8 @@ def train(arm: str, options: Options, mesh: Mesh, folder: pathlib.Path) -> dict[
     source, began = runs.find(config.model), time.monotonic()
     data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        console = Console(file=log, width=140)
-        result = loop.train(
-            config, folder / "stage1", loop.Weights(source, config, mesh), data, mesh, console, arm, stopping.Stop()
-        )
+        console, weights = Console(file=log, width=140), loop.Weights(source, config, mesh)
+        result = loop.train(config, folder / "stage1", weights, data, mesh, console, arm, stopping.Stop())
     steps = metrics.read(folder / "stage1", "train")
     return {
         "config": {name: value for name, value in configs.flat(config).items() if "/" not in str(value)},
@@ -178,8 +178,6 @@ def test_sentences(options: Options) -> dict[str, list[str]]:
 
 
 def records(options: Options, name: str) -> list[dict[str, str]]:
-    import gzip
-
     with gzip.open(options.data / f"train_parallel/pairs/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

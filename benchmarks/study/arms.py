@@ -147,16 +147,8 @@ def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console:
     source, mesh, began = runs.find(config.model), sharding.make_mesh(config.mesh), time.monotonic()
     with jax.set_mesh(mesh):
         data = pipeline.build(config, stage, tokenizer.load(source.huggingface))
-        result = loop.train(
-            config,
-            folder,
-            loop.Weights(source, config, mesh),
-            data,
-            mesh,
-            console,
-            f"{name}, stage {stage}",
-            stopping.Stop(),
-        )
+        weights, title = loop.Weights(source, config, mesh), f"{name}, stage {stage}"
+        result = loop.train(config, folder, weights, data, mesh, console, title, stopping.Stop())
     steps = metrics.read(folder, "train")
     return {
         "config": dataclasses.asdict(config),

@@ -259,16 +259,8 @@ def main(options: Options) -> None:
     with jax.set_mesh(mesh):
         data = pipeline.build(training, "2", tokenizer.load(random))
         console.print(f"{data.train.steps} steps of {options.rows} x {LENGTH} tokens, {data.train.fill:.1%} full")
-        result = loop.train(
-            training,
-            options.to / "run",
-            loop.Weights(source, training, mesh),
-            data,
-            mesh,
-            console,
-            "pre-training",
-            stopping.Stop(),
-        )
+        weights = loop.Weights(source, training, mesh)
+        result = loop.train(training, options.to / "run", weights, data, mesh, console, "pre-training", stopping.Stop())
         trained = runs.find(str(result.folder))
         losses = held_out_losses(trained, training, facts["heldout"], mesh)
         show(console, "held-out documents", losses)

@@ -17,15 +17,16 @@ from examples import own_loop
 @pytest.mark.slow
 def test_it_takes_the_steps_that_the_program_takes(tmp_path):
     config = alignx_jax.load_config("configs/sample.py")
-    small = dataclasses.replace(config.data, limit=40, row_length=128, validation=0, cache=str(tmp_path / "cache"))
+    small = dataclasses.replace(config.data, limit=40, row_length=128, validation=20, cache=str(tmp_path / "cache"))
     training = dataclasses.replace(config.training, rows=2, steps=3)
     config = dataclasses.replace(config, data=small, training=training)
     history = own_loop.train(config, str(tmp_path / "own"))
 
     mesh, source = alignx_jax.make_mesh("1x1"), alignx_jax.find("sample")
     with jax.set_mesh(mesh):
-        data = alignx_jax.build_data(config, "1", alignx_jax.load_tokenizer(source.huggingface))
-        weights = loop.Weights(source, config, mesh)
+        weights, tokenizer = loop.Weights(source, config, mesh), alignx_jax.load_tokenizer(source.huggingface)
+        data = alignx_jax.build_data(config, "1", tokenizer)
+        config, _ = alignx_jax.with_layer(config, weights.look(), tokenizer, data, mesh)
         loop.train(config, tmp_path / "stage1", weights, data, mesh, Console(quiet=True), "stage 1", stopping.Stop())
         program = alignx_jax.find(str(tmp_path / "stage1")).load(mesh, jnp.bfloat16)
     for ours, theirs in zip(history, metrics.read(tmp_path / "stage1", "train"), strict=True):

@@ -113,9 +113,11 @@ def prepared(tmp_path_factory):
             record = {"src_lang": code, "tgt_lang": "en", "src": f"{theirs} {n}.", "tgt": f"{english} {n}."}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     base = configs.load(str(ROOT / "configs" / "sample.py"))
+    contrastive = dataclasses.replace(base.objective.contrastive, layer=1)
     config = dataclasses.replace(
         base,
         model=str(model),
+        objective=dataclasses.replace(base.objective, contrastive=contrastive),
         data=dataclasses.replace(
             base.data, parallel=(str(folder / "few.jsonl"),), cache=str(folder / "cache"), validation=8, row_length=128
         ),
