@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-import torch
 import transformers
 from safetensors import safe_open
 from sentencepiece import sentencepiece_model_pb2
@@ -272,4 +271,3 @@ def test_hidden_states_and_logits_are_those_of_transformers(real, name):
             difference = found[..., begin : begin + row.size, :] - theirs
             errors = np.linalg.norm(difference, axis=-1) / np.linalg.norm(theirs, axis=-1)
             assert errors.max() < 1e-4, np.unravel_index(errors.argmax(), errors.shape)
-            print(name, theirs.shape, errors.max())
