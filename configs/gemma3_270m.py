@@ -25,7 +25,6 @@ from alignx_jax.config import (
     Config,
     DataConfig,
     EvaluationConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     TrainingConfig,
     TranslationConfig,
@@ -37,11 +36,9 @@ config = Config(
         parallel=("data/pairs",),
         instructions=("data/instructions",),
         cutoff=384,
-        spans="separate",
         row_length=512,
         validation=100,
     ),
-    objective=ObjectiveConfig(chunk=32),
     optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=3),
     training=TrainingConfig(
         rows=8, steps=30, compute_dtype="bfloat16", remat="block", validate_every=10, save_every=30, keep=1

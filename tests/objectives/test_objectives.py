@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignx_jax import hlo, hlo_cost, sharding
+from alignx_jax.objectives import next_token as next_token_objective
 from alignx_jax.objectives import pooling
 from alignx_jax.objectives.contrastive import contrastive
 from alignx_jax.objectives.language_matching import Classifier, language_matching
@@ -282,11 +283,38 @@ def test_next_token_weights_decide_and_padding_of_the_vocabulary_gets_nothing(x6
         assert (gradient[13:] == 0).all() and np.isfinite(gradient).all()
 
 
-def test_capped_logits(x64):
-    """Value and both gradients by NumPy, far enough beyond the cap that it bends them."""
+def test_positions_that_do_not_count_have_no_logits(monkeypatch):
+    """3 positions of one row and 5 of the other count: of four chunks of 4, two are passed over."""
+    rng, formed = np.random.default_rng(3), []
+    whole = next_token_objective._of_chunk
+
+    def counting(states_NxD, *rest):
+        jax.debug.callback(lambda: formed.append(1))
+        return whole(states_NxD, *rest)
+
+    monkeypatch.setattr(next_token_objective, "_of_chunk", counting)
+    hidden, embedding = jnp.asarray(rng.normal(size=(2, 13, 6))), jnp.asarray(rng.normal(size=(16, 6)))
+    weights = np.zeros((2, 13))
+    weights[0, [2, 5, 12]] = weights[1, [1, 4, 8, 9, 11]] = 1
+
+    def loss(hidden, embedding):
+        return next_token(hidden, embedding, jnp.ones((2, 13), int), jnp.asarray(weights), vocab_size=13, chunk=4)
+
+    for function in (loss, jax.grad(loss)):
+        jax.block_until_ready(jax.jit(function)(hidden, embedding))
+        jax.effects_barrier()
+        assert len(formed) == 2
+        formed.clear()
+
+
+@pytest.mark.parametrize("counted", [11, 3])
+def test_capped_logits(x64, counted):
+    """Value and both gradients by NumPy, far enough beyond the cap that it bends them; where a few positions count,
+    at places of their own in each row, too."""
     rng, cap = np.random.default_rng(2), 2.0
     hidden, embedding = rng.normal(size=(2, 11, 6)), rng.normal(size=(16, 6))
     tokens, weights = rng.integers(0, 13, (2, 11)), rng.uniform(size=(2, 11))
+    weights *= rng.permuted(np.tile(np.arange(11) < counted, (2, 1)), axis=1)
     products = hidden[:, :-1] @ embedding[:13].T
     logits = cap * np.tanh(products / cap)
     p = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
