@@ -76,10 +76,11 @@ def with_template(tiny, tmp_path_factory):
     return make
 
 
-def _decoded(ids, mask, encoder) -> list[str]:
+def _decoded(ids, mask, folder) -> list[str]:
     """The stretches of text that the assistant writes, special tokens and all."""
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
-    return [encoder.backend._tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [theirs.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -94,17 +95,17 @@ def test_the_assistants_tokens_are_those_of_transformers(with_template, name):
         ids, mask = chats.encode(CHAT, tokenizer.load(folder))
         assert ids.tolist() == made["input_ids"] and mask.astype(int).tolist() == made["assistant_masks"]
     end = "</s>" if name == "mistral" else "<|eot|>"
-    said = _decoded(ids, mask, tokenizer.load(folders[1]))
+    said = _decoded(ids, mask, folders[1])
     assert [text.strip().removesuffix(end).strip() for text in said] == ["Gut, danke.\nGut, danke.", "Gut, danke."]
     assert all(text.endswith(end) for text in said)
 
 
 def test_thinking_of_earlier_turns_that_the_template_drops(with_template):
-    encoder = tokenizer.load(with_template(QWEN3))
+    folder = with_template(QWEN3)
     thought = [{**one, "content": "<think>so</think>" + one["content"]} if n % 2 else one for n, one in enumerate(CHAT)]
-    ids, mask = chats.encode(thought, encoder)
+    ids, mask = chats.encode(thought, tokenizer.load(folder))
     expected = ["  Gut, danke.\nGut, danke. <|eot|>", "<think>so</think>Gut, danke.<|eot|>"]
-    assert _decoded(ids, mask, encoder) == expected
+    assert _decoded(ids, mask, folder) == expected
 
 
 @pytest.mark.parametrize(
