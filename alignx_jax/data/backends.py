@@ -31,17 +31,10 @@ class Fast:
         Args:
           written: what is in the file.
           rows: as of `Controls`.
-
-        Raises:
-          UserError: a regular expression that is far longer than any tokenizer's.
         """
         import tokenizers
 
         parsed = json.loads(written)
-        if (length := max(map(len, _patterns(parsed)), default=0)) > _LONGEST_PATTERN:
-            raise UserError(
-                f"tokenizer.json has a regular expression of {length:,} characters; take the published file"
-            )
         parsed |= {"truncation": None, "padding": None}  # a tokenizer.json may ask for either
         added = parsed["added_tokens"]
         names = {token["content"] for token in added if is_control(token["content"], token["special"])}
@@ -79,6 +72,17 @@ class Fast:
 
     def decode(self, ids: Sequence[int]) -> str:
         return unmark(self._rust.decode(list(ids), skip_special_tokens=True))
+
+
+def check_patterns(file: pathlib.Path) -> None:
+    """Refuses a tokenizer.json that nobody could compile.
+
+    Raises:
+      UserError: a regular expression in it is far longer than any tokenizer's.
+    """
+    length = max(map(len, _patterns(json.loads(file.read_bytes()))), default=0)
+    if length > _LONGEST_PATTERN:
+        raise UserError(f"{file}: a regular expression of {length:,} characters; copy the published file again")
 
 
 def _patterns(parsed: Any) -> Iterator[str]:
@@ -179,9 +183,7 @@ class SentencePiece:
     def _pattern(self, content: str) -> str:
         token = self._added.get(self._ids[content])
         spelled = re.escape(mark_of(content) if content in self.controls.ids else content)
-        left, right = (
-            r"\s*" if token and strips else "" for strips in (token and token.lstrip, token and token.rstrip)
-        )
+        left, right = (r"\s*" if token and getattr(token, strip) else "" for strip in ("lstrip", "rstrip"))
         return f"{left}(?:{spelled}){right}"
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:

@@ -27,8 +27,8 @@ def encode(messages: Messages, tokenizer: Tokenizer) -> tuple[np.ndarray, np.nda
 
     Where the template has `{% generation %}` markers, these say which. Else it is what follows the generation prompt,
     as far as the token that ends the turn: what the model has to write where it is asked to. No token is added to those
-    of the template, and what the contents spell is no control token. The first is never the assistant's, as nothing comes
-    before it.
+    of the template, and what the contents spell is no control token. The first is never the assistant's, as nothing
+    comes before it.
 
     Raises:
       Bad: the template refuses the chat, or does not show which tokens are the assistant's; there is none.

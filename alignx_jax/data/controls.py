@@ -80,10 +80,12 @@ class Controls:
         if not self._spelled.search(joined):
             return data, ""
         breaker = next(c for c in map(chr, _PRIVATE) if c not in joined)
-        # Behind every character, so that no other control token is left that shares some of them.
-        return _changed(
-            data, lambda text: self._spelled.sub(lambda m: "".join(c + breaker for c in m[0]), text)
-        ), breaker
+
+        def broken(spelled: re.Match) -> str:
+            """Behind every character, so that no other control token is left that shares some of them."""
+            return "".join(character + breaker for character in spelled[0])
+
+        return _changed(data, lambda text: self._spelled.sub(broken, text)), breaker
 
 
 def _texts(data: Any) -> list[str]:

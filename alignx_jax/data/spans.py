@@ -112,8 +112,9 @@ def mark_chat(
 def set_apart(
     example: Example, source_ids: np.ndarray, target_ids: np.ndarray, tokenizer: Tokenizer, cutoff: int
 ) -> Example | Drop:
-    """`example` followed by its two sentences, the bare text of each behind BOS where the tokenizer adds it, which its spans are now, with no labels.
+    """`example` followed by its two sentences, which its spans are now, with no labels.
 
+    Each is its bare text, behind BOS where the tokenizer adds it.
     Dropped as overlong if all of it is longer than the cutoff.
     """
     bos = tokenizer.prefix

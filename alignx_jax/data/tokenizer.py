@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from alignx_jax.data.backends import Encoding, Fast, SentencePiece
+from alignx_jax.data.backends import Encoding, Fast, SentencePiece, check_patterns
 from alignx_jax.data.controls import Controls
 from alignx_jax.exits import UserError
 
@@ -156,8 +156,10 @@ def load(folder: str | pathlib.Path, rows: int | None = None) -> Tokenizer:
 
 def _load(folder: pathlib.Path, rows: int | None) -> Tokenizer:
     config = _config(folder / "tokenizer_config.json")
-    versioned = config.get("fast_tokenizer_files") or ()
-    if any((folder / name).is_file() for name in ("tokenizer.json", *versioned)):
+    names = {"tokenizer.json", *(config.get("fast_tokenizer_files") or ())}
+    if written := [folder / name for name in names if (folder / name).is_file()]:
+        for file in written:
+            check_patterns(file)
         return _fast(folder, rows, as_written=True)
     if (folder / "tokenizer.model").is_file():
         return _sentencepiece(folder, rows)

@@ -1,7 +1,8 @@
 """Sentences as vectors, at every layer, in one pass; and the layer to align, chosen from them.
 
 Inside the training prompt a target's states have attended to the source; any score taken there is inflated. So each
-sentence is a segment of its own, the bare text behind BOS where the tokenizer adds it, and sees nothing else; `in_prompt_vectors` are the inflated.
+sentence is a segment of its own, the bare text behind BOS where the tokenizer adds it, and sees nothing else;
+`in_prompt_vectors` are the inflated.
 
 Shapes: L layers, K languages, N sentences, D hidden size; R rows, T tokens, S sentences a row.
 """

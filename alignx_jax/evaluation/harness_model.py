@@ -160,9 +160,7 @@ class AlignXLM(TemplateLM):
         if not before:
             before, after = after[:1], after[1:]
         if not after:
-            raise UserError(
-                f"--evaluation.tasks: no token in {continuation!r:.60}, an option to score; leave the task out"
-            )
+            raise UserError(f"--evaluation.tasks: an option to score, {continuation!r:.60}, has no token; leave it out")
         return before, after
 
     def _loglikelihood_tokens(

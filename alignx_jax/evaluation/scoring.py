@@ -182,9 +182,8 @@ def _scored(params, tokens_RxT, labels_RxT, positions_RxT, segments_RxT, *, grap
 def encode(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Token ids of (context, continuation), for `log_likelihoods`.
 
-    Both are encoded as one text, behind BOS where the tokenizer adds it; a token that ends beyond the context belongs to
-    the continuation. Where no token does, as the context's last covers the continuation too, they are encoded apart. A
-    continuation that is all of the text comes after `Tokenizer.start`.
+    Both are encoded as one text, behind BOS where the tokenizer adds it; a token that ends beyond the context belongs
+    to the continuation. Where none does, they are encoded apart. What has no context comes after `Tokenizer.start`.
 
     Raises:
       UserError: a continuation that the tokenizer writes with no token.
@@ -199,9 +198,7 @@ def encode(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple
         if not len(after):
             (before, _), (after, _) = tokenizer.encode_batch([context, continuation])
         if not len(after):
-            raise UserError(
-                f"the tokenizer has no token for {continuation!r:.60}, which cannot be scored; leave it out"
-            )
+            raise UserError(f"the tokenizer writes {continuation!r:.60}, to be scored, with no token; leave it out")
         start = tokenizer.prefix if len(before) else tokenizer.start
         requests.append((np.array([*start, *before], np.int32), after))
     return requests
