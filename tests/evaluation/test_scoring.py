@@ -125,7 +125,7 @@ def test_a_token_that_ends_beyond_the_context_is_of_the_continuation(sample):
     assert len(chinese) == 3  # the first covers no character
     assert pieces("", "狗在") == ([encoder.bos_id], chinese)
     assert pieces("狗", "在") == ([encoder.bos_id, *chinese[:2]], chinese[2:])
-    without = dataclasses.replace(encoder, bos_id=None)
+    without = dataclasses.replace(encoder, bos_id=None, prefix=())
     assert pieces("He is", " at", without) == ([he, is_], [at])
     assert pieces("", "He is", without) == ([encoder.eos_id], [he, is_])
 
