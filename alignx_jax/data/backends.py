@@ -39,7 +39,7 @@ class Fast:
         added = parsed["added_tokens"]
         names = {token["content"] for token in added if is_control(token["content"], token["special"])}
         self._rust = tokenizers.Tokenizer.from_str(json.dumps(_renamed(parsed, names), ensure_ascii=False))
-        self.controls = Controls({name: self._rust.token_to_id(mark_of(name)) for name in names}, rows)
+        self.controls = Controls({name: self._rust.token_to_id(mark_of(name)) for name in sorted(names)}, rows)
         self.size = max(self._rust.get_vocab().values()) + 1
         produced = _produced(parsed["model"], names)
         produced |= {self._rust.token_to_id(token["content"]) for token in added if token["content"] not in names}

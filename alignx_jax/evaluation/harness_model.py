@@ -86,8 +86,6 @@ class AlignXLM(TemplateLM):
         self._asking: list[str | None] = []
         self._max_gen_toks = max_gen_toks
         self._eos_ids = {*huggingface.stop_ids(folder, tokenizer.eos_id), *chats.turn_ends(tokenizer)}
-        self.tokenizer_name = pathlib.Path(folder).name
-        """A key of the harness's cache of requests."""
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> AlignXLM:
@@ -105,6 +103,11 @@ class AlignXLM(TemplateLM):
         if "pretrained" not in arg_dict:
             raise UserError("--model_args: give pretrained=FOLDER, a Hugging Face folder or a stage's folder of a run")
         return _load(**arg_dict)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A key of the harness's cache of requests."""
+        return self._tokenizer.fingerprint
 
     @property
     def eot_token_id(self) -> int:
