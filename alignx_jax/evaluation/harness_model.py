@@ -128,20 +128,24 @@ class AlignXLM(TemplateLM):
         """The template of `--apply_chat_template`; None without that."""
         if not chat_template:
             return None
-        if self._tokenizer.chats is None:
-            raise UserError("--apply_chat_template: the model's tokenizer has no chat template; leave the flag out")
         if chat_template not in (True, "default"):
             raise UserError(f"--apply_chat_template={chat_template}: the default one is used; leave the name out")
-        return self._tokenizer.chats.template
+        return self._chats.template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         options = {"add_generation_prompt": add_generation_prompt, "continues": not add_generation_prompt}
         try:
-            return self._tokenizer.chats.render(chat_history, **options)[0]
+            return self._chats.render(chat_history, **options)[0]
         except jinja2.TemplateError:
             _log.warning("the chat template refuses a prompt with its system turn, which is left out")
             chat_history = [turn for turn in chat_history if turn["role"] != "system"]
-            return self._tokenizer.chats.render(chat_history, **options)[0]
+            return self._chats.render(chat_history, **options)[0]
+
+    @property
+    def _chats(self) -> tokenizers.Chats:
+        if self._tokenizer.chats is None:
+            raise UserError("--apply_chat_template: the model's tokenizer has no chat template; leave the flag out")
+        return self._tokenizer.chats
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._asking = [request.task_name for request in requests]  # which the tokens come without

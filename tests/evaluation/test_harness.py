@@ -162,8 +162,10 @@ def test_chat_templates_are_those_of_transformers(tmp_path, caplog):
     with pytest.raises(UserError, match="--apply_chat_template=tools: the default one is used"):
         of.model.chat_template("tools")
     (tmp_path / "without").mkdir()
-    with pytest.raises(UserError, match="--apply_chat_template: the model's tokenizer has no chat template"):
-        Folder(tmp_path / "without").model.chat_template(True)
+    without = Folder(tmp_path / "without").model
+    for ask in (lambda: without.chat_template(True), lambda: without.apply_chat_template(talk)):
+        with pytest.raises(UserError, match="--apply_chat_template: the model's tokenizer has no chat template"):
+            ask()
 
 
 def test_requests_are_no_longer_than_the_models_context(tmp_path):
