@@ -16,6 +16,7 @@ from rich.progress import Progress
 from alignx_jax import hosts, storage, xla_flags
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline, tokenizer
+from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.training import runs, stopping
@@ -90,9 +91,13 @@ class Session:
             yield advance
 
     def tokenizer(self, source: runs.Source) -> tokenizer.Tokenizer:
-        found = tokenizer.load(source.huggingface)
-        tokenizer.check(found, source.decoder_config().vocab_size)
-        return found
+        decoder, cutoff = source.decoder_config(), self.config.data.cutoff
+        if cutoff > decoder.max_positions:
+            raise UserError(
+                f"--data.cutoff={cutoff}: longer than the model's context of {decoder.max_positions} tokens; set it to "
+                f"{decoder.max_positions} or less"
+            )
+        return tokenizer.load(source.huggingface, decoder.vocab_size)
 
     def data(self, stage: str, source: runs.Source, when_read: Callable[[], None] = lambda: None) -> pipeline.Data:
         """Builds a stage's data, or finds it built, and shows what it is; `when_read` as of `pipeline.build`."""

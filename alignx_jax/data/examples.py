@@ -22,7 +22,7 @@ from alignx_jax.data.spans import Drop, Example, mark, mark_chat, set_apart, tex
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.exits import UserError
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when what is written changes, and everything is encoded again."""
 
 Progress = Callable[[str, int, int], None]
@@ -159,11 +159,12 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
     dropped, codes, index, position, skipped = Counter(), {}, [], 0, 0
     count = min(len(corpus), config.limit or len(corpus))
     used = np.arange(count) * len(corpus) // count
+    template = template.with_controls(tokenizer.controls.mark)
     with contextlib.ExitStack() as stack:
         tokens, labels = (stack.enter_context(open(folder / name, "wb")) for name in ("tokens.int32", "labels.bool"))
         left_out = stack.enter_context(open(folder / "skipped.txt", "w", encoding="utf-8"))
         for first in range(0, count, _BATCH):
-            items = list(_items(corpus, template, config.directions, used[first : first + _BATCH]))
+            items = list(_items(corpus, template, tokenizer.eos, config.directions, used[first : first + _BATCH]))
             rows = []
             for item, example in zip(items, _encoded(items, corpus.kind, tokenizer, config), strict=True):
                 if isinstance(example, BadLine):
@@ -207,10 +208,10 @@ def _encoded(
     alone = zip(*(tokenizer.encode_batch([getattr(item, side) for item in items]) for side in sides), strict=True)
     for item in items:
         if item.messages:
-            if tokenizer.chat_template is None:
+            if tokenizer.chats is None:
                 raise UserError(
                     f"{item.origin}: a chat, and the model's tokenizer has no chat template; give a --model that has "
-                    "one beside its tokenizer.json (chat_template.jinja, or in tokenizer_config.json), or data with "
+                    "one beside its tokenizer (chat_template.jinja, or in tokenizer_config.json), or data with "
                     "instruction and output"
                 )
             try:
@@ -234,7 +235,7 @@ def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) ->
     return (*start, *example.source, *example.target, *languages, *hashes, *(example.alone or (0, 0)))
 
 
-def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndarray) -> Iterator[_Item]:
+def _items(corpus: Corpus, template: Template, eos: str, directions: str, indices: np.ndarray) -> Iterator[_Item]:
     for number, record in zip(indices.tolist(), corpus.records(indices), strict=True):
         origin = record["origin"]
         if messages := record.get("messages"):
@@ -242,7 +243,8 @@ def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndar
             continue
         if corpus.kind == "instructions":
             texts = (record["instruction"], record["input"], record["output"])
-            yield _Item(number, _record_hash(texts), origin, template.render(*texts))
+            prompt = template.render(*texts[:2], _without_end(texts[2], eos))
+            yield _Item(number, _record_hash(texts), origin, prompt)
             continue
         sides = [(record["source"], record["source_language"]), (record["target"], record["target_language"])]
         record_hash = _record_hash(sorted(text for text, _ in sides))
@@ -251,9 +253,17 @@ def _items(corpus: Corpus, template: Template, directions: str, indices: np.ndar
             ("backward", sides[::-1]),
         ):
             if directions in (name, "both"):
-                prompt = template.render_translation(source, target, source_language, target_language)
+                response = _without_end(target, eos)
+                prompt = template.render_translation(source, response, source_language, target_language)
                 languages = {"source_language": source_language, "target_language": target_language}
                 yield _Item(number, record_hash, origin, prompt, source=source, target=target, **languages)
+
+
+def _without_end(response: str, eos: str) -> str:
+    """A response without the end token that some data spell behind it, as it is put there anyway."""
+    while eos and response.endswith(eos):
+        response = response.removesuffix(eos).rstrip()
+    return response
 
 
 def _record_hash(texts) -> int:

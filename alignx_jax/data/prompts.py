@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Callable
 
 from alignx_jax.data.languages import language_name
 from alignx_jax.exits import UserError
@@ -43,6 +44,10 @@ class Template:
     prompt_input: str
     prompt_no_input: str
     translation: str
+
+    def with_controls(self, mark: Callable[[str], str]) -> Template:
+        """The template with the control tokens that it spells as marks (`controls.Controls.mark`)."""
+        return Template(mark(self.prompt_input), mark(self.prompt_no_input), mark(self.translation))
 
     def render(self, instruction: str, input: str, output: str) -> Prompt:
         """The prompt of an instruction with its response; an empty `input` takes the prompt without input."""

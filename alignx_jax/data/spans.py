@@ -58,19 +58,21 @@ def mark(
 ) -> Example | Drop:
     """The example of an encoded prompt, or why it is dropped.
 
-    BOS comes first; EOS last, unless the cutoff leaves no room for it. The last position, EOS or the last token of a
+    BOS comes first, where the tokenizer puts it before a text and the template does not write it; EOS last, unless the
+    cutoff leaves no room for it. The last position, EOS or the last token of a
     truncated sequence, is in no span (published: its `src_tgt_index` is 0). The token `min_target_tokens` places
     before the last position has to be a target token or the example is dropped (published: 3, as
     `src_tgt_index[:, -4] == 2`). None is for instructions, which have no spans and need one token of the response.
     Labels are all tokens, or those from the first of the response on, but the first of all, which nothing predicts.
     """
     ids, offsets = encoding
-    first = 0 if tokenizer.bos_id is None else 1
+    begun = tokenizer.begin(ids)
+    first = len(begun) - len(ids)
     source, target = (
         (start + first, end + first) if end else (0, 0)
         for start, end in (token_range(offsets, prompt.source), token_range(offsets, prompt.target))
     )
-    tokens = np.array([tokenizer.bos_id] * first + [*ids, tokenizer.eos_id], np.int32)
+    tokens = np.array([*begun, tokenizer.eos_id], np.int32)
     if len(tokens) > cutoff and overlong == "drop":
         return "overlong"
     tokens = tokens[:cutoff]
@@ -110,11 +112,12 @@ def mark_chat(
 def set_apart(
     example: Example, source_ids: np.ndarray, target_ids: np.ndarray, tokenizer: Tokenizer, cutoff: int
 ) -> Example | Drop:
-    """`example` followed by its two sentences, BOS and the bare text each, which its spans are now, with no labels.
+    """`example` followed by its two sentences, which its spans are now, with no labels.
 
+    Each is its bare text, behind BOS where the tokenizer adds it.
     Dropped as overlong if all of it is longer than the cutoff.
     """
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    bos = tokenizer.prefix
     source = len(example.tokens)
     target = source + len(bos) + len(source_ids)
     tokens = np.array([*example.tokens, *bos, *source_ids, *bos, *target_ids], np.int32)

@@ -1,7 +1,8 @@
 """Sentences as vectors, at every layer, in one pass; and the layer to align, chosen from them.
 
 Inside the training prompt a target's states have attended to the source; any score taken there is inflated. So each
-sentence is a segment of its own, BOS and the bare text, and sees nothing else; `in_prompt_vectors` are the inflated.
+sentence is a segment of its own, the bare text behind BOS where the tokenizer adds it, and sees nothing else;
+`in_prompt_vectors` are the inflated.
 
 Shapes: L layers, K languages, N sentences, D hidden size; R rows, T tokens, S sentences a row.
 """
@@ -82,7 +83,16 @@ def encode(
 
     Args:
       rows: rows of `row_length` tokens encoded at a time, a multiple of the mesh's data axes; examples are packed.
+
+    Raises:
+      UserError: an example longer than the model's context.
     """
+    context = decoder.config.max_positions
+    if long := [len(e.tokens) for e in examples if len(e.tokens) > context]:
+        raise UserError(
+            f"{len(long)} of {len(examples)} evaluation texts are longer than the model's context of {context} tokens, "
+            f"the longest has {max(long)}; leave them out"
+        )
     plan = packing.plan(np.array([len(e.tokens) for e in examples]), row_length, _SLOTS, np.arange(len(examples)))
     graph, params = nnx.split(decoder)
     shape = decoder.config.num_layers + 1, len(examples), decoder.config.hidden_size
@@ -186,7 +196,7 @@ def in_prompt_vectors(
     Raises:
       UserError: a prompt longer than a row, or a sentence that the tokenizer writes with no token of its own.
     """
-    codes = [code for code in sentences if code != pivot]
+    codes, template = [c for c in sentences if c != pivot], template.with_controls(tokenizer.controls.mark)
     prompts = [
         template.render_translation(source, target, code, pivot)
         for code in codes
@@ -277,8 +287,8 @@ def _distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _alone(tokenizer: Tokenizer, texts: Sequence[str], row_length: int) -> list[packing.PackedExample]:
-    """BOS and the bare text; its span leaves BOS out."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """The bare text behind BOS where the tokenizer adds it; its span leaves BOS out."""
+    bos = tokenizer.prefix
     ids = [np.array([*bos, *i], np.int32) for i, _ in tokenizer.encode_batch(list(texts))]
     for n, i in enumerate(ids):
         if len(i) > row_length:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import transformers
+import jinja2
 from datasets import Dataset
 from jax.sharding import Mesh
 from lm_eval.api.instance import Instance
@@ -25,6 +25,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from alignx_jax import sharding
+from alignx_jax.data import chats
 from alignx_jax.data import tokenizer as tokenizers
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import scoring
@@ -43,8 +44,8 @@ _log = logging.getLogger(__name__)
 class AlignXLM(TemplateLM):
     """Requests of the harness, answered as its `hf` model answers them (lm_eval/models/huggingface.py, 0.4.13).
 
-    The tokens are those of the folder's tokenizer; BOS is added where transformers adds it. Chat templates are not
-    applied.
+    The tokens are those of training: of tokenizer.json as it is written, with BOS where the folder's tokenizer adds it.
+    Control tokens that a request spells are such, as chat templates put them there; none is added behind a text.
     """
 
     def __init__(
@@ -65,23 +66,26 @@ class AlignXLM(TemplateLM):
           folder: the model's Hugging Face folder: its configuration and tokenizer.
           rows: rows scored, or sequences generated, at a time, over all devices.
           max_length: most tokens of a request; a longer one loses its beginning, as with `hf`. Unset: the model's
-            context, 2,048 at most.
+            context, 2,048 at most. No more than that context.
           max_gen_toks: most new tokens where a task does not say.
+
+        Raises:
+          UserError: `max_length` is longer than the model's context.
         """
         super().__init__()
+        context = decoder.config.max_positions
+        if max_length is not None and max_length > context:
+            raise UserError(f"--model_args: max_length={max_length}, and the model's context is {context}; lower it")
         self._decoder, self._tokenizer, self._mesh = decoder, tokenizer, mesh
         self._options = {"rows": rows, "dtype": dtype, "progress": progress}
-        self.max_length = max_length or min(decoder.config.max_positions, _LONGEST)
+        self.max_length = max_length or min(context, _LONGEST)
         self.requests: Counter[str | None] = Counter()
         """How many there were of each task, so far."""
         self.cut: Counter[str | None] = Counter()
         """How many of them lost their beginning."""
         self._asking: list[str | None] = []
         self._max_gen_toks = max_gen_toks
-        special = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._adds_bos = special.encode("")[:1] == [tokenizer.bos_id]
-        self._bos_text, self._eos_text = special.bos_token, special.eos_token
-        self._eos_ids = set(huggingface.stop_ids(folder, tokenizer.eos_id))
+        self._eos_ids = {*huggingface.stop_ids(folder, tokenizer.eos_id), *chats.turn_ends(tokenizer)}
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> AlignXLM:
@@ -101,6 +105,11 @@ class AlignXLM(TemplateLM):
         return _load(**arg_dict)
 
     @property
+    def tokenizer_name(self) -> str:
+        """A key of the harness's cache of requests."""
+        return self._tokenizer.fingerprint
+
+    @property
     def eot_token_id(self) -> int:
         return self._tokenizer.eos_id
 
@@ -110,16 +119,56 @@ class AlignXLM(TemplateLM):
         return self.eot_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        ((ids, _),) = self._tokenizer.encode_batch([string])
-        if not self._adds_bos or add_special_tokens is False:
-            return ids.tolist()
-        if add_special_tokens is None and string.startswith(self._bos_text):  # the prompt writes it itself
-            return ids.tolist()
-        return [self._tokenizer.bos_id, *ids.tolist()]
+        ((ids, _),) = self._tokenizer.encode_batch([self._tokenizer.controls.mark(string)])
+        if add_special_tokens is None:
+            return self._tokenizer.begin(ids.tolist())
+        return [*(self._tokenizer.prefix if add_special_tokens else ()), *ids.tolist()]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of `--apply_chat_template`; None without that."""
+        if not chat_template:
+            return None
+        if chat_template not in (True, "default"):
+            raise UserError(f"--apply_chat_template={chat_template}: the default one is used; leave the name out")
+        return self._chats.template
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        options = {"add_generation_prompt": add_generation_prompt, "continues": not add_generation_prompt}
+        try:
+            return self._chats.render(chat_history, **options)[0]
+        except jinja2.TemplateError:
+            _log.warning("the chat template refuses a prompt with its system turn, which is left out")
+            chat_history = [turn for turn in chat_history if turn["role"] != "system"]
+            return self._chats.render(chat_history, **options)[0]
+
+    @property
+    def _chats(self) -> tokenizers.Chats:
+        if self._tokenizer.chats is None:
+            raise UserError("--apply_chat_template: the model's tokenizer has no chat template; leave the flag out")
+        return self._tokenizer.chats
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._asking = [request.task_name for request in requests]  # which the tokens come without
-        return super().loglikelihood(requests, disable_tqdm=True)
+        return self._loglikelihood_tokens([(request.args, *self._tokens(*request.args)) for request in requests])
+
+    def _tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As `TemplateLM` has them; where the encoding of both as one leaves the continuation none, both apart.
+
+        Raises:
+          UserError: a continuation without a token.
+        """
+        before, after = self._encode_pair(context, continuation) if context else ([], [])
+        if not after:
+            start = context.rstrip()
+            before = self.tok_encode(start) if start else []
+            after = self.tok_encode(context[len(start) :] + continuation, add_special_tokens=False)
+        if not before and after[:1] != [self.prefix_token_id]:
+            before = [self.prefix_token_id]
+        if not before:
+            before, after = after[:1], after[1:]
+        if not after:
+            raise UserError(f"--evaluation.tasks: an option to score, {continuation!r:.60}, has no token; leave it out")
+        return before, after
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
@@ -172,7 +221,7 @@ class AlignXLM(TemplateLM):
 
     def _generated(self, requests: Sequence[Instance], settings: dict) -> list[str]:
         settings = dict(normalize_gen_kwargs(settings, self._max_gen_toks))
-        stops = [stop for stop in handle_stop_sequences(settings.pop("until"), self._eos_text) if stop]
+        stops = [stop for stop in handle_stop_sequences(settings.pop("until"), self._tokenizer.eos) if stop]
         count = settings.pop("max_gen_toks")
         if count >= self.max_length:
             raise UserError(
@@ -242,8 +291,7 @@ def _load(
     sharding.prepare_devices(mesh)
     on, source = sharding.make_mesh(mesh), runs.find(pretrained)
     sharding.check(source.decoder_config(), on, rows, flag="model_args rows")
-    tokenizer = tokenizers.load(source.huggingface)
-    tokenizers.check(tokenizer, source.decoder_config().vocab_size)
+    tokenizer = tokenizers.load(source.huggingface, source.decoder_config().vocab_size)
     return AlignXLM(
         source.load(on),
         tokenizer,

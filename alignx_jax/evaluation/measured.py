@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from alignx_jax import hosts
 from alignx_jax.config import Config
-from alignx_jax.data import prompts, tokenizer
+from alignx_jax.data import chats, prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
 from alignx_jax.models import huggingface
@@ -76,9 +76,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
       UserError: a tokenizer that does not fit its model, a sentence longer than a row, or a prompt than the context.
     """
     options, source, sentences = config.evaluation, subject.source, material.sentences
-    encoder = tokenizer.load(source.huggingface)
-    tokenizer.check(encoder, source.decoder_config().vocab_size)
-    eos_ids = huggingface.stop_ids(source.huggingface, encoder.eos_id)
+    encoder = tokenizer.load(source.huggingface, source.decoder_config().vocab_size)
+    eos_ids = sorted({*huggingface.stop_ids(source.huggingface, encoder.eos_id), *chats.turn_ends(encoder)})
     decoder, dtype = source.load(mesh), jnp.dtype(config.training.compute_dtype)
     shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
 

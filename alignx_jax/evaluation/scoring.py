@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ TASKS = pathlib.Path(__file__).resolve().parent / "tasks"
 _CHUNK = 32  # positions of each row whose logits exist at a time
 _OPTIONS = 4  # endings to choose from
 _UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}  # Unicode names begin so
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the numbers of requests done and given."""
@@ -53,12 +55,12 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Negative log-likelihood of the sentences of a language, each after BOS alone."""
+    """Negative log-likelihood of the sentences of a language, each after `Tokenizer.start` alone."""
 
     nll: np.ndarray
     """[N] float64, nats a sentence; EOS is not counted."""
     tokens: np.ndarray
-    """[N] tokens, without BOS."""
+    """[N] tokens of the text."""
     bytes: np.ndarray
     """[N] bytes of the text in UTF-8."""
 
@@ -105,26 +107,30 @@ def log_likelihoods(
     """How probable each continuation is after its context, in the order given.
 
     Log-probabilities of tokens are float32 (float64 under float64 compute) and summed in float64. Of a request longer
-    than `row_length` + 1 tokens the context is cut from the left, as `hf` of lm-evaluation-harness does
-    (lm_eval/models/huggingface.py). An empty continuation is certain: 0.
+    than `row_length` + 1 tokens, or than the model's context by more than one, the context is cut from the left, as
+    `hf` of lm-evaluation-harness does (lm_eval/models/huggingface.py); a warning counts them.
 
     Args:
-      requests: token ids (context, continuation), the context at least one.
+      requests: token ids (context, continuation), at least one in each.
       rows: rows of `row_length` tokens scored at a time, over all devices, a multiple of the mesh's data shards.
       dtype: of activations and products.
 
     Raises:
-      UserError: a continuation longer than a row.
-      ValueError: a context is empty.
+      UserError: a continuation longer than a row or the model's context.
+      ValueError: a context or a continuation is empty.
     """
+    if not all(len(part) for request in requests for part in request):
+        raise ValueError("a context or a continuation is empty; give it one token at least")
     scores = Scores(np.zeros(len(requests)), np.ones(len(requests), bool))
-    asked = [n for n, (_, continuation) in enumerate(requests) if len(continuation)]
-    longest = max((len(requests[n][1]) for n in asked), default=0)
+    longest, context = max((len(c) for _, c in requests), default=0), decoder.config.max_positions
+    if longest > context:
+        raise UserError(f"a text to score has {longest} tokens, the model's context {context}; leave it out")
     if longest > row_length:
         raise UserError(f"a text to score has {longest} tokens, a row {row_length}; raise --data.row-length")
-    if not all(len(requests[n][0]) for n in asked):
-        raise ValueError("a context is empty; give it one token at least")
-    texts = [np.concatenate(requests[n]).astype(np.int32)[-(row_length + 1) :] for n in asked]
+    room = min(row_length, context) + 1
+    if cut := sum(len(a) + len(b) > room for a, b in requests):
+        _log.warning("%d of %d texts to score are cut to their last %d tokens", cut, len(requests), room)
+    texts = [np.concatenate(request).astype(np.int32)[-room:] for request in requests]
     plan = packing.plan(np.array([len(t) - 1 for t in texts]), row_length, row_length, np.arange(len(texts)))
     graph, params = nnx.split(decoder)
     done = 0
@@ -137,7 +143,7 @@ def log_likelihoods(
                 start, end = end, end + len(texts[n]) - 1
                 tokens_RxT[r, start:end], labels_RxT[r, start:end] = texts[n][:-1], texts[n][1:]
                 positions_RxT[r, start:end], segments_RxT[r, start:end] = np.arange(end - start), segment
-                ends.append((asked[n], r, end))
+                ends.append((n, r, end))
         with jax.set_mesh(mesh):
             arrays = (sharding.place_rows(a, mesh) for a in (tokens_RxT, labels_RxT, positions_RxT, segments_RxT))
             found = _scored(params, *arrays, graph=graph, dtype=dtype)
@@ -148,7 +154,7 @@ def log_likelihoods(
             scores.greedy[n] = greedy_RxT[continuation].all()
         done += len(ends)
         if progress:
-            progress(done, len(asked))
+            progress(done, len(requests))
     return scores
 
 
@@ -176,17 +182,25 @@ def _scored(params, tokens_RxT, labels_RxT, positions_RxT, segments_RxT, *, grap
 def encode(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Token ids of (context, continuation), for `log_likelihoods`.
 
-    Both are encoded as one text; a token that ends beyond the context belongs to the continuation. BOS comes first. A
-    tokenizer without it has nothing to predict a text's first token from: there EOS stands before it.
+    Both are encoded as one text, behind BOS where the tokenizer adds it; a token that ends beyond the context belongs
+    to the continuation. Where none does, they are encoded apart. What has no context comes after `Tokenizer.start`.
+
+    Raises:
+      UserError: a continuation that the tokenizer writes with no token.
     """
     pairs = list(pairs)
     requests = []
-    for (ids, offsets), (context, _) in zip(
+    for (ids, offsets), (context, continuation) in zip(
         tokenizer.encode_batch([context + continuation for context, continuation in pairs]), pairs, strict=True
     ):
         count = np.searchsorted(offsets[:, 1], len(context), side="right") if context else 0
-        before = [tokenizer.bos_id] if tokenizer.bos_id is not None else [] if count else [tokenizer.eos_id]
-        requests.append((np.array([*before, *ids[:count]], np.int32), ids[count:]))
+        before, after = ids[:count], ids[count:]
+        if not len(after):
+            (before, _), (after, _) = tokenizer.encode_batch([context, continuation])
+        if not len(after):
+            raise UserError(f"the tokenizer writes {continuation!r:.60}, to be scored, with no token; leave it out")
+        start = tokenizer.prefix if len(before) else tokenizer.start
+        requests.append((np.array([*start, *before], np.int32), after))
     return requests
 
 

@@ -152,6 +152,7 @@ def translate(
     Raises:
       UserError: a prompt that does not leave room for the translation in the model's context.
     """
+    template = template.with_controls(tokenizer.controls.mark)
     texts = [
         text for source, target in directions for text in prompts(template, sentences, examples, source, target, config)
     ]
@@ -179,8 +180,7 @@ def translate(
         seed=seed,
         progress=progress,
     )
-    # An embedding may have rows beyond the tokenizer, which SentencePiece cannot decode.
-    texts = [tokenizer.decode([i for i in ids if i < tokenizer.vocab_size]) for ids in outputs]
+    texts = [tokenizer.decode(ids) for ids in outputs]
     cut = [
         len(ids) == config.max_tokens and "\n" not in text.lstrip() for ids, text in zip(outputs, texts, strict=True)
     ]
@@ -209,9 +209,8 @@ def prompts(
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of prompts, BOS first if the tokenizer has one; spaces at the end are left to the model."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return [[*bos, *ids.tolist()] for ids, _ in tokenizer.encode_batch([text.rstrip(" ") for text in texts])]
+    """The tokens of prompts as in training; spaces at the end are left to the model."""
+    return [tokenizer.begin(ids.tolist()) for ids, _ in tokenizer.encode_batch([text.rstrip(" ") for text in texts])]
 
 
 def first_line(text: str) -> str:

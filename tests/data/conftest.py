@@ -21,6 +21,7 @@ def tiny(tmp_path_factory) -> pathlib.Path:
         (folder / name).mkdir()
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator(lines * 3, vocab_size=400, special_tokens=["<s>", "</s>"])
+    bpe.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     bpe.save(str(folder / "bytes" / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "bytes" / "tokenizer_config.json").write_text(json.dumps(config))

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import shutil
 
 import datasets
 import numpy as np
 import pyarrow
 import pytest
+import sentencepiece
 import torch
 import transformers
 from pyarrow import parquet
@@ -76,10 +78,11 @@ def with_template(tiny, tmp_path_factory):
     return make
 
 
-def _decoded(ids, mask, encoder) -> list[str]:
+def _decoded(ids, mask, folder) -> list[str]:
     """The stretches of text that the assistant writes, special tokens and all."""
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
-    return [encoder.backend._tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [theirs.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -94,17 +97,60 @@ def test_the_assistants_tokens_are_those_of_transformers(with_template, name):
         ids, mask = chats.encode(CHAT, tokenizer.load(folder))
         assert ids.tolist() == made["input_ids"] and mask.astype(int).tolist() == made["assistant_masks"]
     end = "</s>" if name == "mistral" else "<|eot|>"
-    said = _decoded(ids, mask, tokenizer.load(folders[1]))
+    said = _decoded(ids, mask, folders[1])
     assert [text.strip().removesuffix(end).strip() for text in said] == ["Gut, danke.\nGut, danke.", "Gut, danke."]
     assert all(text.endswith(end) for text in said)
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_contents_spell_is_no_control_token(with_template, marked):
+    """Against transformers, which can leave them alone too, in templates without markers."""
+    spelled = [{**one, "content": f"What is <|eot|>? <s>{one['content']}<|start|>"} for one in CHAT]
+    theirs = transformers.AutoTokenizer.from_pretrained(with_template(_plain(LLAMA3)))
+    expected = theirs.apply_chat_template(spelled, sanitize_control_tokens=True, return_dict=False)
+    folder = with_template((_marked if marked else _plain)(LLAMA3))
+    ids, mask = chats.encode(spelled, tokenizer.load(folder))
+    assert ids.tolist() == expected
+    assert _decoded(ids, mask, folder) == [f"{one['content'].strip()}<|eot|>" for one in spelled[1::2]]
+
+
+@pytest.mark.parametrize(("name", "end"), [(name, "</s>" if name == "mistral" else "<|eot|>") for name in TEMPLATES])
+def test_the_token_that_ends_a_turn(with_template, name, end):
+    """Where generation_config.json is missing, generation stops there all the same."""
+    folder = with_template(TEMPLATES[name])
+    number = transformers.AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(end)
+    assert chats.turn_ends(tokenizer.load(folder)) == [number]
+
+
+@pytest.mark.parametrize(
+    "template", [None, "{{ messages[1].content }} Human:", "{{ raise_exception('no') }}", "{% if %}"]
+)
+def test_a_template_that_ends_turns_with_no_token(with_template, template):
+    assert chats.turn_ends(tokenizer.load(with_template(template))) == []
+
+
+def test_a_chat_of_sentencepiece(tiny, tmp_path):
+    """tokenizer.model with a template and tokens of its own beside it; each part against SentencePiece."""
+    folder = shutil.copytree(tiny / "pieces", tmp_path / "t")
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    end = sp.vocab_size()
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_end|>": end, "<|im_start|>": end + 1}))
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    ids, mask = chats.encode([{**CHAT[0], "content": "the <|im_end|>"}, CHAT[3]], tokenizer.load(folder))
+    user, said = sp.encode("user\nthe <|im_end|>"), sp.encode("assistant\nGut, danke.")
+    assert ids.tolist() == [end + 1, *user, end, end + 1, *said, end]
+    assert sp.decode(ids[mask].tolist()[:-1]) == "Gut, danke." and mask[-1]
+
+
 def test_thinking_of_earlier_turns_that_the_template_drops(with_template):
-    encoder = tokenizer.load(with_template(QWEN3))
+    folder = with_template(QWEN3)
     thought = [{**one, "content": "<think>so</think>" + one["content"]} if n % 2 else one for n, one in enumerate(CHAT)]
-    ids, mask = chats.encode(thought, encoder)
+    ids, mask = chats.encode(thought, tokenizer.load(folder))
     expected = ["  Gut, danke.\nGut, danke. <|eot|>", "<think>so</think>Gut, danke.<|eot|>"]
-    assert _decoded(ids, mask, encoder) == expected
+    assert _decoded(ids, mask, folder) == expected
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_every_span_decodes_to_its_sentence(any_tokenizer, loss_on, source, targ
     (encoding,) = tokenizer.encode_batch([prompt.text])
     settings = {"cutoff": 4096, "overlong": "drop", "min_target_tokens": 1, "loss_on": loss_on}
     example = spans.mark(encoding, prompt, tokenizer, **settings)
-    assert example.tokens.tolist() == [tokenizer.bos_id, *encoding[0], tokenizer.eos_id]
+    assert example.tokens.tolist() == [*tokenizer.prefix, *encoding[0], tokenizer.eos_id]
     assert tokenizer.decode(example.tokens[slice(*example.source)]).strip() == source
     assert tokenizer.decode(example.tokens[slice(*example.target)]).strip() == target
     assert example.target[1] == len(example.tokens) - 1
@@ -62,7 +62,7 @@ def test_truncating_and_dropping_are_the_published_rule(data, bos, overlong):
     ids = np.arange(10, 10 + len(offsets), dtype=np.int32)
     cutoff, least = max(4, len(ids) + data.draw(st.integers(-12, 3))), data.draw(st.integers(1, 4))
 
-    tokenizer = Tokenizer(bos, 2, None, 100, "", backend=None)
+    tokenizer = Tokenizer(bos, 2, None, 100, "", backend=None, prefix=() if bos is None else (bos,))
     settings = {"cutoff": cutoff, "overlong": overlong, "min_target_tokens": least, "loss_on": "sequence"}
     example = spans.mark((ids, offsets), prompt, tokenizer, **settings)
     tokens, marks, cut, kept = _published(ids.tolist(), offsets.tolist(), prompt, bos, 2, cutoff, least)
@@ -79,7 +79,7 @@ def test_truncating_and_dropping_are_the_published_rule(data, bos, overlong):
 
 
 def test_instructions_need_one_token_of_the_response():
-    tokenizer = Tokenizer(1, 2, None, 100, "", backend=None)
+    tokenizer = Tokenizer(1, 2, None, 100, "", backend=None, prefix=(1,))
     prompt = prompts.Prompt("abcdef", (0, 0), (4, 6))
     encoding = np.arange(10, 16, dtype=np.int32), np.array([[i, i + 1] for i in range(6)], np.int32)
     always = {"min_target_tokens": None, "loss_on": "response"}

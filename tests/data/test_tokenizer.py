@@ -79,9 +79,10 @@ def test_special_ids_and_size(tiny):
         assert loaded.unk_id == {"bytes": None, "pieces": 0}[kind]
         assert loaded.decode([loaded.bos_id, *loaded.encode_batch(["fox"])[0][0], loaded.eos_id]) == "fox"
         assert max(ids) < loaded.vocab_size
-        tokenizer.check(loaded, loaded.vocab_size)
-        with pytest.raises(UserError, match=f"{loaded.vocab_size} tokens .* {loaded.vocab_size - 1} rows"):
-            tokenizer.check(loaded, loaded.vocab_size - 1)
+        assert tokenizer.load(tiny / kind, loaded.vocab_size).vocab_size == loaded.vocab_size
+        last = loaded.vocab_size - 1
+        with pytest.raises(UserError, match=f"tokens up to {last}, but the model's embedding has only {last} rows"):
+            tokenizer.load(tiny / kind, last)
 
 
 def test_truncation_and_padding_in_the_file_are_turned_off(tiny, tmp_path):
@@ -100,7 +101,30 @@ def test_fingerprint_is_of_the_content(tiny, tmp_path):
     assert tokenizer.load(tmp_path).fingerprint == tokenizer.load(tiny / "bytes").fingerprint
     config = tmp_path / "tokenizer_config.json"
     config.write_text(config.read_text() + "\n")
-    assert tokenizer.load(tmp_path).fingerprint != tokenizer.load(tiny / "bytes").fingerprint
+    assert tokenizer.load(tmp_path).fingerprint == tokenizer.load(tiny / "bytes").fingerprint
+    for name, value in (("eos_token", "<s>"), ("chat_template", "{{ messages }}"), ("unk_token", "!")):
+        changed = json.loads((tiny / "bytes" / config.name).read_text()) | {name: value}
+        config.write_text(json.dumps(changed))
+        assert tokenizer.load(tmp_path).fingerprint != tokenizer.load(tiny / "bytes").fingerprint
+
+
+def test_fingerprint_is_of_the_file_that_is_read_and_of_what_reads_it(tiny, tmp_path, monkeypatch):
+    """`fast_tokenizer_files` has transformers read another one than tokenizer.json."""
+    shutil.copytree(tiny / "bytes", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"fast_tokenizer_files": ["tokenizer.5.0.0.json"]})
+    )
+    shutil.copy(tmp_path / "tokenizer.json", tmp_path / "tokenizer.5.0.0.json")
+    before = tokenizer.load(tmp_path)
+    versioned = json.loads((tmp_path / "tokenizer.json").read_text())
+    versioned["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.5.0.0.json").write_text(json.dumps(versioned))
+    after = tokenizer.load(tmp_path)
+    (lower,), (upper,) = (made.encode_batch(["FOX"]) for made in (after, before))
+    assert lower[0].tolist() != upper[0].tolist() and after.fingerprint != before.fingerprint
+    monkeypatch.setattr("importlib.metadata.version", lambda library: "99")
+    assert tokenizer.load(tmp_path).fingerprint != after.fingerprint
 
 
 @pytest.mark.parametrize(

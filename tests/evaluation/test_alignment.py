@@ -1,5 +1,7 @@
 """Sentence vectors against transformers' hidden states; the layer chosen from a curve that is known."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,18 @@ ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja"]
 CHINESE = ["狗在睡觉。", "老师今天早上买了一本红色的书。", "他在学校。", "是"]
 SENTENCES = {"de": GERMAN, "en": ENGLISH, "zh": CHINESE}
+
+
+def test_a_text_longer_than_the_models_context_is_refused(sample):
+    """Before anything is compiled, with the count."""
+    short = types.SimpleNamespace(config=types.SimpleNamespace(max_positions=4))
+    lengths = [len(ids) + 1 for ids, _ in sample[1].encode_batch(ENGLISH)]
+    long = [n for n in lengths if n > 4]
+    says = f"{len(long)} of 4 evaluation texts are longer than the model's context of 4 tokens, the longest has "
+    with pytest.raises(UserError, match=f"{says}{max(long)}; leave them out"):
+        alignment.text_vectors(
+            short, sample[1], ENGLISH, sharding.make_mesh("1x1"), rows=4, row_length=64, dtype=jnp.float32
+        )
 
 
 @pytest.mark.parametrize("spec", ["1x1", "4x2"])

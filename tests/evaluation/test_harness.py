@@ -11,6 +11,7 @@ import types
 
 import jax.numpy as jnp
 import pytest
+import tokenizers
 import torch
 import transformers
 from jax.sharding import Mesh
@@ -87,6 +88,90 @@ def test_tokens_are_those_of_hf(ours, theirs):
             assert model.tok_encode(text, add_special_tokens=add) == theirs.tok_encode(text, add_special_tokens=add)
     assert model.tok_encode("Yes")[0] == model.prefix_token_id == theirs.prefix_token_id
     assert model.eot_token_id == theirs.eot_token_id
+
+
+class Folder:
+    """A byte-level tokenizer in which `ab` is one token, and a model of it that is never asked."""
+
+    def __init__(self, folder, adds_bos=True, template=None):
+        made = tokenizers.ByteLevelBPETokenizer()
+        made.train_from_iterator(["ab ab ab", "a b c"], vocab_size=300, special_tokens=["<s>", "</s>", "<|im_end|>"])
+        if adds_bos:
+            made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+        made.save(str(folder / "tokenizer.json"))
+        settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+        (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v}))
+        (folder / "generation_config.json").write_text("{}")
+        self.decoder = types.SimpleNamespace(config=types.SimpleNamespace(max_positions=64))
+        self.theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        self.model = harness_model.AlignXLM(self.decoder, tokenizer.load(folder), folder, None, **OPTIONS)
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_special_tokens_of_a_request_are_those_of_transformers(tmp_path, adds_bos):
+    """BOS where `tokenizer(text)` has it, and what the text itself spells."""
+    of = Folder(tmp_path, adds_bos)
+    for text in ("ab", "a<|im_end|>", ""):
+        assert of.model.tok_encode(text) == of.theirs(text).input_ids
+        for add in (True, False):
+            assert of.model.tok_encode(text, add_special_tokens=add) == of.theirs.encode(text, add_special_tokens=add)
+    assert of.model.tok_encode("<s>ab") == [0, *of.theirs.encode("ab", add_special_tokens=False)]  # once
+    assert of.model.prefix_token_id == 0
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_continuation_without_a_token_is_scored_as_what_is_left_of_it(tmp_path, monkeypatch, adds_bos):
+    """`ab` is one token, that of the context `a` too: the option `b` would be certain, and always win."""
+    of = Folder(tmp_path, adds_bos)
+    a, b, ab, space_ab = (of.theirs.encode(text, add_special_tokens=False) for text in ("a", "b", "ab", " ab"))
+    assert len(a) == len(b) == len(ab) == 1
+    before = [0] if adds_bos else []
+    asked = []
+    monkeypatch.setattr(of.model, "_scored", lambda requests: asked.extend(requests) or [(0.0, False)] * len(requests))
+    of.model.loglikelihood(instances("loglikelihood", [("a", "b"), ("a", " ab"), ("", "b"), ("", "<s>b"), (" ", "ab")]))
+    assert asked == [
+        ([*before, *a], b),
+        ([*before, *a], space_ab),
+        ([0], b),
+        ([0], b),
+        ([0], space_ab),
+    ]
+    for context in ("a", ""):
+        with pytest.raises(UserError, match=r"--evaluation.tasks: an option to score, '', has no token; leave it out"):
+            of.model.loglikelihood(instances("loglikelihood", [(context, "")]))
+
+
+CHATML = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+
+
+def test_chat_templates_are_those_of_transformers(tmp_path, caplog):
+    of = Folder(tmp_path, template=CHATML)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "ab"}]
+    options = {"tokenize": False, "add_generation_prompt": True}
+    text = of.model.apply_chat_template(talk)
+    assert text == of.theirs.apply_chat_template(talk, **options)
+    options = {"tokenize": False, "continue_final_message": True}
+    begun = of.model.apply_chat_template(talk[:2], add_generation_prompt=False)
+    assert begun == of.theirs.apply_chat_template(talk[:2], **options)
+    assert of.model.apply_chat_template([{"role": "system", "content": "x"}, *talk]) == text
+    assert "system turn, which is left out" in caplog.text
+    assert of.model.tok_encode(text, add_special_tokens=False) == of.theirs.encode(text, add_special_tokens=False)
+    assert of.model.chat_template(True) == CHATML and of.model.chat_template() is None
+    assert 2 in of.model._eos_ids  # which ends a turn, and no generation_config.json says so
+    with pytest.raises(UserError, match="--apply_chat_template=tools: the default one is used"):
+        of.model.chat_template("tools")
+    (tmp_path / "without").mkdir()
+    without = Folder(tmp_path / "without").model
+    for ask in (lambda: without.chat_template(True), lambda: without.apply_chat_template(talk)):
+        with pytest.raises(UserError, match="--apply_chat_template: the model's tokenizer has no chat template"):
+            ask()
+
+
+def test_requests_are_no_longer_than_the_models_context(tmp_path):
+    of = Folder(tmp_path)
+    with pytest.raises(UserError, match=r"max_length=65, and the model's context is 64; lower it"):
+        harness_model.AlignXLM(of.decoder, tokenizer.load(tmp_path), tmp_path, None, **OPTIONS, max_length=65)
 
 
 def test_loglikelihood_is_that_of_hf(ours, theirs, caplog):

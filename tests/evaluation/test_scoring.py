@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -96,19 +97,21 @@ def test_padding_of_the_vocabulary_has_no_probability(tmp_path, variant):
             assert log_probability == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_long_context_loses_its_beginning(decoder, alone):
+def test_a_long_context_loses_its_beginning(decoder, alone, caplog):
     rng, mesh = np.random.default_rng(0), sharding.make_mesh("1x1")
     ids = rng.integers(3, 4096, 60).tolist()
-    requests = [(ids[:50], ids[50:]), (ids[:12], ids[12:]), (ids[:1], []), (ids, [])]
+    requests = [(ids[:50], ids[50:]), (ids[:12], ids[12:])]
     got = scoring.log_likelihoods(decoder, requests, mesh, **OPTIONS)
-    expected = [alone(ids[11:50], ids[50:])[0], alone(ids[11:12], ids[12:])[0], 0, 0]  # 48 inputs, and a last label
+    assert "2 of 2 texts to score are cut to their last 49 tokens" in caplog.text
+    expected = [alone(ids[11:50], ids[50:])[0], alone(ids[11:12], ids[12:])[0]]  # 48 inputs, and a last label
     np.testing.assert_allclose(got.log_probability, expected, atol=1e-4)
-    assert got.greedy.tolist() == [False, False, True, True]
+    assert got.greedy.tolist() == [False, False]
     assert scoring.log_likelihoods(decoder, [], mesh, **OPTIONS).greedy.shape == (0,)
     with pytest.raises(UserError, match=r"49 tokens, a row 48; raise --data\.row-length"):
         scoring.log_likelihoods(decoder, [(ids[:11], ids[11:])], mesh, **OPTIONS)
-    with pytest.raises(ValueError, match="context is empty"):
-        scoring.log_likelihoods(decoder, [([], ids[:2])], mesh, **OPTIONS)
+    for empty in (([], ids[:2]), (ids[:2], [])):
+        with pytest.raises(ValueError, match="a context or a continuation is empty"):
+            scoring.log_likelihoods(decoder, [empty], mesh, **OPTIONS)
 
 
 def test_a_token_that_ends_beyond_the_context_is_of_the_continuation(sample):
@@ -125,9 +128,24 @@ def test_a_token_that_ends_beyond_the_context_is_of_the_continuation(sample):
     assert len(chinese) == 3  # the first covers no character
     assert pieces("", "狗在") == ([encoder.bos_id], chinese)
     assert pieces("狗", "在") == ([encoder.bos_id, *chinese[:2]], chinese[2:])
-    without = dataclasses.replace(encoder, bos_id=None)
+    without = dataclasses.replace(encoder, bos_id=None, prefix=())
     assert pieces("He is", " at", without) == ([he, is_], [at])
     assert pieces("", "He is", without) == ([encoder.eos_id], [he, is_])
+
+
+def test_a_continuation_without_a_token_is_refused(sample):
+    with pytest.raises(UserError, match="the tokenizer writes '', to be scored, with no token; leave it out"):
+        scoring.encode(sample[1], [("He is", " at"), ("He is", "")])
+
+
+def test_nothing_is_scored_beyond_the_models_context(caplog):
+    """Rows of 48 tokens, and a model of 16: before anything is compiled."""
+    short, mesh = types.SimpleNamespace(config=types.SimpleNamespace(max_positions=16)), sharding.make_mesh("1x1")
+    with pytest.raises(UserError, match="a text to score has 17 tokens, the model's context 16; leave it out"):
+        scoring.log_likelihoods(short, [([1], [*range(17)])], mesh, **OPTIONS)
+    with pytest.raises(TypeError, match="abstract array"):  # it is no model
+        scoring.log_likelihoods(short, [([*range(16)], [7, 8]), ([1], [2])], mesh, **OPTIONS)
+    assert "1 of 2 texts to score are cut to their last 17 tokens" in caplog.text
 
 
 def test_perplexity(sample, decoder, alone):

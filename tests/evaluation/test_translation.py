@@ -1,6 +1,7 @@
 """Prompts against the tokens of training; translations against transformers, each prompt alone there."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -196,6 +197,22 @@ def test_settings_reach_the_generator(sample, monkeypatch):
         seed=7,
     )
     assert got == ({("en", "de"): ["Ja."]}, {("en", "de"): [False]})
+
+
+@pytest.mark.parametrize("begins", ["", "<s>"])
+def test_a_prompt_begins_as_in_training_and_its_sentence_spells_no_control_token(sample, monkeypatch, begins):
+    """BOS once, whether or not the template writes it; `</s>` in a sentence is characters."""
+    encoder, asked = sample[1], []
+    monkeypatch.setattr(generation, "generate", lambda decoder, requests, *_, **options: asked.extend(requests) or [[]])
+    template = dataclasses.replace(TEMPLATES["sample"], prompt_input=begins + TEMPLATES["sample"].prompt_input)
+    decoder = types.SimpleNamespace(config=types.SimpleNamespace(max_positions=1024))
+    sentences = {"de": ["Ja."], "en": ["Yes</s> <s>."]}
+    options = {"eos_ids": [2], "dtype": jnp.float32, "seed": 0}
+    directions, config = [("en", "de")], TranslationConfig(max_tokens=9)
+    translation.translate(decoder, encoder, template, sentences, {}, directions, config, None, **options)
+    (ids,) = asked
+    assert ids[0] == encoder.bos_id and {encoder.bos_id, encoder.eos_id}.isdisjoint(ids[1:])
+    assert "Yes</s> <s>." in encoder.decode(ids)
 
 
 @pytest.mark.parametrize(
