@@ -23,7 +23,7 @@ _LISTED = 3
 
 def missing(name: str) -> str:
     """Of a path where nothing is."""
-    if re.match(r"(https?|hf)://", name):
+    if re.match(r"(?!gs:)\w+://", name):
         return "an address; download the model (hf download NAME --local-dir=FOLDER), and give its folder"
     usual = "no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`"
     if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
