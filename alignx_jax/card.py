@@ -40,7 +40,7 @@ class _Stage:
     """`data.json`; None in a folder of before there was one."""
     steps: int
     best: dict[str, float]
-    """The step with the best validation losses, and these; of the stage that is exported, the step that was exported."""
+    """The step of the best validation losses, and these; where `exported`, those of the step that was."""
     exported: bool
 
 
@@ -138,7 +138,7 @@ def _stage(source: runs.Source, config: Config, exported: bool) -> _Stage:
 
 def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The record with the lowest loss, of those after the first step; empty where there is none."""
-    measured = [record for record in validations if record["step"] and record["loss"] is not None]
+    measured = [record for record in validations if record["step"] and record.get("loss") is not None]
     return min(measured, key=lambda record: record["loss"], default={})
 
 
@@ -169,10 +169,10 @@ def _measured(source: runs.Source) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     results = _read(file, ("models", "baseline"), "evaluate again, or delete it")
-    losses = [(record["step"], record["loss"]) for record in metrics.read(source.run, "train")]
+    losses = [(record["step"], record.get("loss")) for record in metrics.read(source.run, "train")]
     for model in results["models"]:
         history = model["training"]
-        if not history or [(record["step"], record["loss"]) for record in history["train"]] != losses:
+        if not history or [(record["step"], record.get("loss")) for record in history["train"]] != losses:
             continue  # another model; a path tells nothing of a run that was moved
         if _best(history["validation"]).get("step", source.step) == source.step:
             before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
