@@ -2,6 +2,8 @@ import copy
 import dataclasses
 import json
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -224,6 +226,33 @@ def test_gemma_3_in_both_spellings():
     other = GEMMA_3_4B | {"rope_local_base_freq": 2e4, "rope_theta": 3e6, "sliding_window_pattern": 2}
     other = decoder_config(other, "config.json")
     assert (other.rope.theta, other.local_rope.theta, other.local_layers[:3]) == (3e6, 2e4, (True, False, True))
+
+
+def test_the_text_part_of_gemma_3_is_saved_as_the_documentation_says(tmp_path, monkeypatch):
+    """And stops where the whole model stops."""
+    small = {k: v for k, v in GEMMA_3_4B.items() if k not in ("model_type", "rope_scaling")}
+    small |= {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=small | {"num_key_value_heads": 2},
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        boi_token_index=300,
+        eoi_token_index=301,
+        image_token_index=302,
+    )
+    both = transformers.Gemma3ForConditionalGeneration(config)
+    both.generation_config.eos_token_id = [1, 106]
+    monkeypatch.chdir(tmp_path)
+    both.save_pretrained("gemma-3-4b-pt")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Gemma3" in code), {})
+    text = tmp_path / "gemma-3-4b-pt-text"
+    assert huggingface.stop_ids(text, 1) == [1, 106]
+    decoder, tokens = huggingface.load(text, sharding.make_mesh("1x1")), llamas.random_tokens(1, 8)
+    theirs = both(input_ids=torch.from_numpy(tokens).long()).logits.detach().numpy()
+    ours = llamas.our_states(decoder, tokens, *llamas.whole_rows(1, 8))[1]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_windows_of_other_families():

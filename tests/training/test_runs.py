@@ -165,8 +165,8 @@ def lfs(folder):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (gguf, "/model.gguf: a file of GGUF weights, .*; give the Hugging Face folder .* docs/families.md"),
-        (gguf_folder, ": a folder of GGUF weights, .*; give the Hugging Face folder .* docs/families.md"),
+        (gguf, "/model.gguf: a file of GGUF weights, .*; give the Hugging Face folder that they were made from$"),
+        (gguf_folder, ": a folder of GGUF weights, .*; give the Hugging Face folder that they were made from$"),
         (adapters, ": adapters of PEFT .* without their model; export the run without --export.adapter, or merge"),
         (file_of_adapters, "safetensors: part of adapters of PEFT .*; export the run without --export.adapter"),
         (
