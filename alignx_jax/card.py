@@ -40,7 +40,8 @@ class _Stage:
     """`data.json`; None in a folder of before there was one."""
     steps: int
     best: dict[str, float]
-    """Validation losses of the checkpoint that the next stage, or the export, took."""
+    """The step of the best validation losses, and these; where `exported`, those of the step that was."""
+    exported: bool
 
 
 def text(source: runs.Source, command: str, *, adapter: bool = False) -> str:
@@ -55,7 +56,7 @@ def text(source: runs.Source, command: str, *, adapter: bool = False) -> str:
       UserError: what a run's folders hold is damaged.
     """
     *trained, base = _history(source)
-    stages = [_stage(one, one.config()) for one in reversed(trained)]
+    stages = [_stage(one, one.config(), one is source) for one in reversed(trained)]
     sample, identifier = base.name == "sample", _identifier(base)
     languages = sorted({code for stage in stages if stage.data for code in stage.data["languages"]})
     license_ = _license(source.huggingface / "README.md")
@@ -93,7 +94,7 @@ def _history(source: runs.Source) -> list[runs.Source]:
     """A model, the one that it was trained from, and so on to the one that no run of ours has trained."""
     if not source.run:
         return [source]
-    start = source.config().model or "sample"
+    start = source.start()
     try:
         return [source, *_history(runs.find(start))]
     except UserError:  # moved since; its name, tokenizer and README are in the stage's folder
@@ -116,17 +117,29 @@ def _license(readme: pathlib.Path) -> dict[str, str]:
     return {key: str(found[key]) for key in ("license", "license_name", "license_link") if found.get(key)}
 
 
-def _stage(source: runs.Source, config: Config) -> _Stage:
+def _stage(source: runs.Source, config: Config, exported: bool) -> _Stage:
     file = source.run / "data.json"
-    validations = [record for record in metrics.read(source.run, "validation") if record["step"]]
-    best = min(validations, key=lambda record: record["loss"], default={})
+    validations = metrics.read(source.run, "validation")
+    best = {"step": source.step} if exported else {}
+    best |= (
+        next((record for record in validations if record["step"] == source.step), {})
+        if exported
+        else _best(validations)
+    )
     return _Stage(
         title=_TITLES[config.stage],
         settings=_changed(dataclasses.asdict(config), dataclasses.asdict(Config())),
         data=_read(file, _FACTS, "start the stage again, which writes it anew") if file.is_file() else None,
         steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
-        best={key: value for key, value in best.items() if key != "kind"},
+        best={key: value for key, value in best.items() if key != "kind" and value is not None},
+        exported=exported,
     )
+
+
+def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the lowest loss, of those after the first step; empty where there is none."""
+    measured = [record for record in validations if record["step"] and record.get("loss") is not None]
+    return min(measured, key=lambda record: record["loss"], default={})
 
 
 def _read(file: storage.Path, keys: Sequence[str], hint: str) -> dict[str, Any]:
@@ -151,16 +164,17 @@ def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "
 
 
 def _measured(source: runs.Source) -> dict[str, Any] | None:
-    """The run's evaluation, if it measured this model as it is now, beside the model that it began with."""
+    """The run's evaluation, if it measured this checkpoint of this stage, beside the model that it began with."""
     file = source.run.parent / "evaluation.json"
     if not file.is_file():
         return None
     results = _read(file, ("models", "baseline"), "evaluate again, or delete it")
-    steps = [record["step"] for record in metrics.read(source.run, "train")]
+    losses = [(record["step"], record.get("loss")) for record in metrics.read(source.run, "train")]
     for model in results["models"]:
         history = model["training"]
-        same = storage.path(model["path"]).resolve() == source.run.resolve()
-        if same and history and [record["step"] for record in history["train"]] == steps:
+        if not history or [(record["step"], record.get("loss")) for record in history["train"]] != losses:
+            continue  # another model; a path tells nothing of a run that was moved
+        if _best(history["validation"]).get("step", source.step) == source.step:
             before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
             results["models"] = [*before, model]
             return results | {"table": tables.overview(results), "align_layer": model["align_layer"]}

@@ -11,16 +11,15 @@ from huggingface_hub import ModelCard
 from alignx_jax import card
 from alignx_jax.config import Config, DataConfig, TrainingConfig
 from alignx_jax.exits import UserError
-from alignx_jax.training import runs
+from alignx_jax.training import checkpoints, runs
 from tests.evaluation import results_example
 
 LICENSED = "---\nlicense: other\nlicense_name: community\nlicense_link: LICENSE.txt\n---\n# Base\n"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> pathlib.Path:
+def run(tmp_path) -> pathlib.Path:
     """Two finished stages; the base model has a name, a README and its own folder."""
-    monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
     base = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "models" / "base"))
     (base / "README.md").write_text(LICENSED, encoding="utf-8")
     settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
@@ -43,6 +42,10 @@ def finished(tmp_path: pathlib.Path, base: pathlib.Path) -> pathlib.Path:
         records = [{"kind": "validation", "step": s, "loss": loss} for s, loss in ((0, 1.0), (1, 2.25), (2, 3.5))]
         records += [{"kind": "train", "step": s, "loss": 2.0} for s in (1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        for step, loss in ((1, 2.25), (2, 3.5)):
+            (folder / "checkpoints" / f"{step}" / "decoder").mkdir(parents=True)
+            (folder / "checkpoints" / f"{step}" / "decoder" / "array").write_bytes(b"weights")
+            checkpoints.Checkpoints(folder / "checkpoints")._mark(step, loss)
         previous = folder
     return tmp_path / "run"
 
@@ -53,7 +56,8 @@ def written(run: pathlib.Path) -> ModelCard:
 
 def evaluation(run: pathlib.Path, steps: list[int]) -> dict:
     results = results_example.build(models=2)
-    history = {"train": [{"step": step, "loss": 2.0} for step in steps], "validation": []}
+    validations = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 2.25}, {"step": 2, "loss": 3.5}]
+    history = {"train": [{"step": step, "loss": 2.0} for step in steps], "validation": validations}
     results["models"][1] |= {"path": str(run / "stage2"), "training": history}
     (run / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
     return results
@@ -78,7 +82,14 @@ def test_metadata_stages_and_licence(run, tmp_path):
         "| opus | parallel | 89 |",
     ):
         assert text in found.text
-    for text in ("### Stage 1", "### Stage 2", "--data.cutoff 99", "--training.steps 2", "step 1, ", "total 2.250"):
+    for text in (
+        "### Stage 1",
+        "### Stage 2",
+        "--data.cutoff 99",
+        "--training.steps 2",
+        "those of step 1, where",
+        "total 2.250",
+    ):
         assert text in found.text
     assert "not evaluated" in found.text and str(tmp_path) not in found.text and "--run" not in found.text
 
@@ -101,8 +112,31 @@ def test_an_evaluation_of_earlier_weights_is_not_told(run, tmp_path):
     assert "not evaluated" in written(run).text
 
 
-def test_a_base_model_that_is_gone_and_says_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
+def test_what_is_exported_is_what_the_card_is_of(run):
+    """Of a damaged best checkpoint, the one before it is exported; what was measured was the damaged one."""
+    evaluation(run, [1, 2])
+    for stage in ("stage1", "stage2"):
+        (run / stage / "checkpoints" / "1" / "decoder" / "array").write_bytes(b"Weights")
+    text = written(run).text
+    assert "the weights are those of step 2, where the validation losses are total 3.500." in text
+    assert text.count("the weights are those of") == 1 and "step 1 has the best validation losses: total 2.250" in text
+    assert "not evaluated" in text
+
+
+def test_a_step_without_validation_is_named_alone(run):
+    file = run / "stage2" / "metrics.jsonl"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if '"validation"' not in line))
+    assert "2 steps; the weights are those of step 1. Settings" in written(run).text
+
+
+def test_a_run_that_was_moved_has_the_same_card(run, tmp_path):
+    evaluation(run, [1, 2])
+    before = written(run).text
+    assert "### Stage 1" in before and "not evaluated" not in before
+    assert written(run.rename(tmp_path / "moved")).text == before
+
+
+def test_a_base_model_that_is_gone_and_says_nothing(tmp_path):
     run = finished(tmp_path, pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "models" / "base")))
     shutil.rmtree(tmp_path / "models")
     found = written(run)

@@ -15,6 +15,8 @@ from alignx_jax.models import rope
 from alignx_jax.models.architecture import ACTIVATIONS, DecoderConfig
 from alignx_jax.models.fields import Fields
 
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
@@ -151,7 +153,7 @@ def decoder_config(config: dict[str, Any], where: str) -> DecoderConfig:
         "attention_bias": False,
         "mlp_bias": False,
         "activation": fields.get(family.activation, str, "silu"),
-        "initializer_range": fields.get("initializer_range", float, 0.02),
+        "initializer_range": fields.get("initializer_range", float, 0.02, zero=True),
         "max_positions": fields.get("max_position_embeddings", int, 2048),
     } | family.read(fields)
     if read["activation"] not in ACTIVATIONS:
@@ -175,14 +177,17 @@ def _read_llama(fields: Fields) -> dict[str, Any]:
 
 
 def _read_mistral(fields: Fields) -> dict[str, Any]:
-    return _locality(fields, lambda layer: fields.optional("sliding_window", int) is not None)
+    windowed = fields.optional("sliding_window", int) is not None
+    # transformers 5.24 goes by the window alone: other types of layers it reads and passes over.
+    fields.only("layer_types", [_LOCAL if windowed else _GLOBAL] * fields.get("num_hidden_layers", int))
+    return _locality(fields, lambda layer: windowed)
 
 
 def _read_qwen2(fields: Fields) -> dict[str, Any]:
-    if not fields.get("use_sliding_window", bool, False):
-        fields.only("layer_types", ["full_attention"] * fields.get("num_hidden_layers", int))
+    if not fields.get("use_sliding_window", bool, False) or fields.optional("sliding_window", int) is None:
+        fields.only("layer_types", [_GLOBAL] * fields.get("num_hidden_layers", int))
         return {"attention_bias": True}
-    first = fields.get("max_window_layers", int)
+    first = fields.get("max_window_layers", int, zero=True)
     return {"attention_bias": True} | _locality(fields, lambda layer: layer >= first)
 
 
@@ -235,13 +240,13 @@ def _read_gemma3(fields: Fields) -> dict[str, Any]:
 
 def _locality(fields: Fields, by_default: Callable[[int], bool]) -> dict[str, Any]:
     """Which layers are local, by `layer_types` if there are any, and their window."""
-    names, depth = ["full_attention", "sliding_attention"], fields.get("num_hidden_layers", int)
-    types = fields.get("layer_types", list, [names[by_default(layer)] for layer in range(depth)])
-    if len(types) != depth or not set(types) <= set(names):
-        raise fields.error(f"layer_types has to name each of {depth} layers {' or '.join(names)}")
-    if names[1] not in types:
+    depth = fields.get("num_hidden_layers", int)
+    types = fields.get("layer_types", list, [_LOCAL if by_default(layer) else _GLOBAL for layer in range(depth)])
+    if len(types) != depth or not all(name in (_GLOBAL, _LOCAL) for name in types):
+        raise fields.error(f"layer_types has to name each of {depth} layers {_GLOBAL} or {_LOCAL}")
+    if _LOCAL not in types:
         return {}
-    return {"window": fields.get("sliding_window", int), "local_layers": tuple(t == names[1] for t in types)}
+    return {"window": fields.get("sliding_window", int), "local_layers": tuple(name == _LOCAL for name in types)}
 
 
 _QWEN = {
@@ -263,12 +268,11 @@ _GEMMA2 |= {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 _ONE_WAY = (("use_bidirectional_attention", False),)
 
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", _read_llama, {}, refused=(("pretraining_tp", 1),)),
+    "llama": Family("LlamaForCausalLM", _read_llama, {}),
     "mistral": Family(
         "MistralForCausalLM",
         _read_mistral,
         {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
-        refused=(("layer_types", None),),
     ),
     "qwen2": Family("Qwen2ForCausalLM", _read_qwen2, _QWEN),
     "qwen3": Family("Qwen3ForCausalLM", _read_qwen3, _QWEN | {"head_dim": 128}),

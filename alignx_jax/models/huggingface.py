@@ -7,9 +7,8 @@ import functools
 import json
 import math
 import pathlib
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -23,17 +22,13 @@ from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.exits import StorageError, UserError
+from alignx_jax.models import weights
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import FAMILIES, DecoderConfig, Weight, decoder_config
+from alignx_jax.models.fields import read_json
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_DTYPES = ("F64", "F32", "F16", "BF16")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SIZE = re.compile(r"num_.*|.*_size|head_dim|max_position_embeddings")
-_COMPARED_ROWS = 1024
-
-_Tensors = dict[str, Any]  # key -> a slice of safetensors, which reads from disk only what is asked of it
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that weights are written in."""
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
       UserError: there is none, it is not a JSON object, names code of the model's own, or has a size of no model.
     """
     file = pathlib.Path(folder) / "config.json"
-    config = _read_json(file, "give a Hugging Face folder, which has one")
+    config = read_json(file, "give a Hugging Face folder, which has one")
     if config.get("auto_map"):
         raise UserError(
             f"{file}: auto_map names code of the model's own, which is never run; if the model does without it, as one "
@@ -51,9 +46,6 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("model_type", ""), str):
         raise UserError(f"{file}: model_type has to be a string; download it again")
-    for name, value in config.items():
-        if _SIZE.fullmatch(name) and isinstance(value, int) and value >= 2**31:
-            raise UserError(f"{file}: {name} is {value}, more than any model has; download it again")
     return config
 
 
@@ -67,30 +59,40 @@ def stop_ids(folder: str | pathlib.Path, eos_id: int) -> list[int]:
       UserError: a file that is not a JSON object, or something else than token ids in it.
     """
     file = pathlib.Path(folder) / "generation_config.json"
-    settings = _read_json(file, "") if file.is_file() else read_config(folder)
-    ids = settings.get("eos_token_id")
+    file = file if file.is_file() else pathlib.Path(folder) / "config.json"
+    ids = read_json(file, "give a Hugging Face folder, which has one").get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
         raise UserError(f"{file}: eos_token_id has to be a token id or a list of them; download it again")
     return sorted({eos_id, *ids})
 
 
-def _read_json(file: pathlib.Path, hint: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; {hint}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
-        raise UserError(f"{file}: not a JSON file ({error}); download it again") from None
-    if not isinstance(parsed, dict):
-        raise UserError(f"{file}: not a JSON object; download it again")
-    return parsed
+def dtype(folder: str | pathlib.Path) -> str:
+    """The type of a folder's weights: that its config.json names, else the one that most of their numbers have.
+
+    float32 where neither says, and for float64, of which training keeps no more.
+
+    Raises:
+      UserError: config.json names a type that weights are not written in; weights that are damaged.
+    """
+    folder = pathlib.Path(folder)
+    named = named_dtype(read_config(folder), str(folder / "config.json")) or weights.stored_dtype(folder)
+    return named if named in DTYPES else "float32"
 
 
-def _integer(text: str) -> int:
-    if math.isinf(float(text)):
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
+def named_dtype(settings: Mapping[str, Any], where: str) -> str | None:
+    """The type of weights that a config.json names: in `dtype` (transformers 5), else in `torch_dtype` (4).
+
+    Raises:
+      UserError: it is none of `DTYPES`.
+    """
+    field = "dtype" if settings.get("dtype") is not None else "torch_dtype"
+    named = settings.get(field)
+    if named is not None and named not in DTYPES:
+        raise UserError(
+            f"{where}: {field} is {named!r}, which weights are not written in; set it to one of {', '.join(DTYPES)}"
+        )
+    return named
 
 
 def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> Decoder:
@@ -103,7 +105,7 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
     """
     folder = pathlib.Path(folder)
     config = decoder_config(read_config(folder), str(folder / "config.json"))
-    table, tensors = FAMILIES[config.family].table(config), open_weights(folder, config)
+    table, tensors = FAMILIES[config.family].table(config), weights.open_weights(folder, config)
     graph, variables = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
     params = nnx.to_pure_dict(variables)
     for weight in table:
@@ -119,91 +121,6 @@ def load(folder: str | pathlib.Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32)
     return nnx.merge(graph, params)
 
 
-def open_weights(folder: pathlib.Path, config: DecoderConfig) -> _Tensors:
-    """The tensors of a folder by key, each with its shape and type, and not read yet; all that `config` needs.
-
-    Raises:
-      UserError: as `load`, but for what only reading the numbers shows.
-    """
-    tensors = _open(folder)
-    _check_keys(folder, tensors, FAMILIES[config.family].table(config), config)
-    return tensors
-
-
-def _open(folder: pathlib.Path) -> _Tensors:
-    if (folder / _SINGLE).is_file():
-        return _open_file(folder / _SINGLE)
-    if not (folder / _INDEX).is_file():
-        if pickled := sorted(file for pattern in _PICKLED for file in folder.glob(pattern)):
-            raise UserError(
-                f"{folder}: its weights are pickled {pickled[0].suffix} files, which can run code when read; convert "
-                "them with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-            )
-        raise UserError(f"{folder}: no weights; it needs {_SINGLE}, or {_INDEX} and the files that this names")
-    files = _read_json(folder / _INDEX, "download it again").get("weight_map")
-    if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
-        raise UserError(f"{folder / _INDEX}: no weight_map of keys to file names; download it again")
-    tensors, there = {}, {file.name for file in folder.iterdir() if file.is_file()}
-    for name in sorted(set(files.values())):
-        if name not in there:  # a path that leaves the folder is not
-            raise UserError(f"{folder}: no file {name!r} in it, though {_INDEX} names it; download it again")
-        opened = _open_file(folder / name)
-        if twice := opened.keys() & tensors.keys():
-            raise UserError(f"{folder / name}: {_some(twice)} is in another file too; download the folder again")
-        tensors |= opened
-    if missing := [key for key in files if key not in tensors]:
-        raise UserError(f"{folder}: {_INDEX} names tensors that are not in its files: {_some(missing)}")
-    return tensors
-
-
-def _open_file(file: pathlib.Path) -> _Tensors:
-    try:
-        opened = safetensors.safe_open(file, framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file}: truncated or damaged ({error}); download it again") from None
-    return {key: opened.get_slice(key) for key in opened.offset_keys()}
-
-
-def _some(keys: Iterable[str]) -> str:
-    keys = sorted(keys)
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _check_keys(folder: pathlib.Path, tensors: _Tensors, table: list[Weight], config: DecoderConfig) -> None:
-    if config.num_layers > len(tensors):  # before as many names are made
-        raise UserError(f"{folder}: its config.json asks for {config.num_layers} layers, more than there are weights")
-    expected = {key: weight.tensor_shape(config) for weight in table for key in weight.keys(config)}
-    if missing := expected.keys() - tensors.keys():
-        raise UserError(f"{folder}: the weights lack {_some(missing)}, which its config.json asks for")
-    for key, shape in expected.items():
-        found, dtype = tuple(tensors[key].get_shape()), tensors[key].get_dtype()
-        if found != shape:
-            raise UserError(f"{folder}: {key} has shape {list(found)}; its config.json makes it {list(shape)}")
-        if dtype not in _DTYPES:
-            raise UserError(f"{folder}: {key} is of type {dtype}; supported: {', '.join(_DTYPES)}")
-    family = FAMILIES[config.family]
-    unknown = {
-        k for k in tensors.keys() - expected.keys() if not any(fnmatch.fnmatchcase(k, p) for p in family.passed_over)
-    }
-    if config.tie_embeddings and family.tied_copy in unknown:
-        _check_tied(folder, family.tied_copy, tensors[family.tied_copy], tensors[family.weights[0].key])
-        unknown.remove(family.tied_copy)
-    if unknown:
-        raise UserError(f"{folder}: the weights hold {_some(unknown)}, which no part of a {config.family} model reads")
-
-
-def _check_tied(folder: pathlib.Path, key: str, copy: Any, embedding: Any) -> None:
-    """Some checkpoints store the output weights of tied embeddings too; they have to be the embeddings."""
-    rows = embedding.get_shape()[0]
-    parts = (slice(n, min(n + _COMPARED_ROWS, rows)) for n in range(0, rows, _COMPARED_ROWS))
-    alike = copy.get_shape() == embedding.get_shape() and copy.get_dtype() in _DTYPES
-    same = alike and all(np.array_equal(copy[p], embedding[p]) for p in parts)
-    if not same:
-        raise UserError(
-            f"{folder}: {key} differs from the embeddings, but config.json ties them; set tie_word_embeddings to false"
-        )
-
-
 def _read(
     index: tuple[slice, ...],
     *,
@@ -211,7 +128,7 @@ def _read(
     shape: tuple[int, ...],
     dtype: jnp.dtype,
     config: DecoderConfig,
-    tensors: _Tensors,
+    tensors: Mapping[str, Any],
     where: pathlib.Path,
 ) -> np.ndarray:
     """The part `index` of a parameter of `shape`; zeros where the vocabulary is padded."""
@@ -272,8 +189,9 @@ def export(
     partial = storage.beside(folder)
     shards = _plan(decoder.config, dtype.itemsize, shard_bytes)
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    names = [_SINGLE] if len(shards) == 1 else names
-    hosts.first("folder of an export", lambda: storage.begin(partial, folder, {*names, _INDEX, *others}))
+    names = [weights.SINGLE] if len(shards) == 1 else names
+    leftovers = {*names, weights.INDEX, *(pathlib.PurePath(name).parts[0] for name in others)}
+    hosts.first("folder of an export", lambda: storage.begin(partial, folder, leftovers))
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
@@ -282,7 +200,7 @@ def export(
             if hosts.is_first():
                 tensors[key] = _tensor(parameter, decoder.config, key, weight, dtype)
         if tensors:
-            save(tensors, partial / name)
+            save(tensors, partial, name)
 
     def finish() -> None:
         if len(shards) > 1:
@@ -290,46 +208,52 @@ def export(
             size = sum(math.prod(w.tensor_shape(decoder.config)) for w in every) * dtype.itemsize
             files = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
-            write(partial / _INDEX, to_json(index))
+            write(partial, weights.INDEX, to_json(index))
         for name, content in others.items():
-            write(partial / name, content)
-        write(partial / "config.json", to_json(_exported_config(source_config, decoder.config.family, dtype)))
+            write(partial, name, content)
+        write(partial, "config.json", to_json(_exported_config(source_config, decoder.config.family, dtype)))
         storage.end(partial, folder, last="config.json")
 
     hosts.first("end of an export", finish)
 
 
-def save(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
-    """Writes a safetensors file.
+def save(tensors: dict[str, np.ndarray], folder: pathlib.Path, name: str) -> None:
+    """Writes a safetensors file into a folder, for whom the umask lets read it.
 
     Raises:
-      StorageError: it could not be written; its folder is gone.
+      StorageError: it could not be written; the folder is gone.
     """
+    file = folder / name
     try:
-        safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # such as a full disk
-        raise _given_up(file, error) from error
+        file.touch()
+        mode = file.stat().st_mode
+        safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})  # makes one for its owner alone
+        file.chmod(mode)
+    except (OSError, safetensors.SafetensorError) as error:  # such as a full disk
+        raise _given_up(folder, name, error) from error
 
 
-def write(file: pathlib.Path, content: bytes) -> None:
-    """Writes another file beside them.
+def write(folder: pathlib.Path, name: str, content: bytes) -> None:
+    """Writes another file into it, or into a folder in it.
 
     Raises:
       StorageError: as `save`.
     """
     try:
-        file.write_bytes(content)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
     except OSError as error:
-        raise _given_up(file, error.strerror) from error
+        raise _given_up(folder, name, error) from error
 
 
 def to_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _given_up(file: pathlib.Path, why: object) -> StorageError:
-    shutil.rmtree(file.parent, ignore_errors=True)
-    return StorageError(f"{file}: {why}; make room, and start the same command again")
+def _given_up(folder: pathlib.Path, name: str, error: Exception) -> StorageError:
+    shutil.rmtree(folder, ignore_errors=True)
+    why = getattr(error, "strerror", None) or error
+    return StorageError(f"{folder / name}: {why}; make room, and start the same command again")
 
 
 def _entries(config: DecoderConfig) -> Iterator[tuple[str, Weight, int | None]]:
@@ -375,6 +299,7 @@ def _tensor(parameter: np.ndarray, config: DecoderConfig, key: str, weight: Weig
 
 def _exported_config(source: dict[str, Any], family: str, dtype: jnp.dtype) -> dict[str, Any]:
     row = FAMILIES[family]
-    kept = {k: v for k, v in source.items() if not any(fnmatch.fnmatchcase(k, p) for p in row.auxiliary_fields)}
-    spelling = "torch_dtype" if "torch_dtype" in source else "dtype"  # transformers 4, 5
+    gone = (*row.auxiliary_fields, "dtype", "torch_dtype")
+    kept = {k: v for k, v in source.items() if not any(fnmatch.fnmatchcase(k, p) for p in gone)}
+    spelling = "torch_dtype" if "torch_dtype" in source and "dtype" not in source else "dtype"  # transformers 4, 5
     return kept | {"architectures": [row.architecture], spelling: dtype.name}

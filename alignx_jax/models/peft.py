@@ -48,10 +48,10 @@ def export(
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(-1, outputs).T)
 
     def write() -> None:
-        huggingface.save(tensors, partial / _WEIGHTS)
+        huggingface.save(tensors, partial, _WEIGHTS)
         for name, content in others.items():
-            huggingface.write(partial / name, content)
-        huggingface.write(partial / _CONFIG, huggingface.to_json(_config(decoder, settings, base)))
+            huggingface.write(partial, name, content)
+        huggingface.write(partial, _CONFIG, huggingface.to_json(_config(decoder, settings, base)))
         storage.end(partial, folder, last=_CONFIG)
 
     hosts.first("end of an export", write)

@@ -13,6 +13,7 @@ from alignx_jax.models.fields import Fields
 Kind = Literal["default", "linear", "llama3", "yarn"]
 _FIELDS = {"rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"}
 _FIELDS |= {"original_max_position_embeddings", "attention_factor", "mscale", "mscale_all_dim", "truncate"}
+_TWICE = "has both rope_parameters and rope_scaling; leave out one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +80,12 @@ def read(config: Fields, max_positions: int, theta: float = 10000.0) -> Rope:
     Raises:
       UserError: a kind or field that is not supported, or an impossible value.
     """
-    name = _spelling(config)
-    max_positions = config.get("original_max_position_embeddings", int, max_positions)
-    return of_fields(config.within(name), max_positions, config.get("rope_theta", float, theta))
-
-
-def _spelling(config: Fields) -> str:
-    config.only("partial_rotary_factor", 1)
-    there = [name for name in ("rope_parameters", "rope_scaling") if config.within(name).names()]
-    if len(there) > 1:
-        raise config.error("has both rope_parameters and rope_scaling; leave out one")
-    return there[0] if there else "rope_parameters"
+    theta = config.get("rope_theta", float, theta)
+    original = config.optional("original_max_position_embeddings", int)
+    ropes = {of_fields(config.within(name), max_positions, theta, original) for name in _spellings(config)}
+    if len(ropes) > 1:
+        raise config.error(_TWICE)
+    return ropes.pop()
 
 
 def read_by_kind(config: Fields, max_positions: int) -> tuple[Rope, Rope]:
@@ -100,17 +96,37 @@ def read_by_kind(config: Fields, max_positions: int) -> tuple[Rope, Rope]:
       UserError: as `read`.
     """
     theta, local_theta = config.get("rope_theta", float, 1e6), config.get("rope_local_base_freq", float, 1e4)
-    if _spelling(config) == "rope_scaling":
-        return of_fields(config.within("rope_scaling"), max_positions, theta), Rope(theta=local_theta)
-    parameters = config.within("rope_parameters")
-    if unknown := parameters.names() - {"full_attention", "sliding_attention"}:
-        raise config.error(f"rope_parameters has {', '.join(sorted(unknown))}; expected an object for each layer type")
-    everywhere, local = (parameters.within(f"{name}_attention") for name in ("full", "sliding"))
+    name, *others = _spellings(config)
+    if others:
+        raise config.error(_TWICE)
+    parameters = config.within(name)
+    if name == "rope_scaling":
+        if parameters.optional("rope_type", str) is None:  # transformers 5.24 does not look at `type` here
+            return Rope(theta=parameters.get("rope_theta", float, theta)), Rope(theta=local_theta)
+        everywhere, local = parameters, config.within("rope_parameters")
+    else:
+        if unknown := parameters.names() - {"full_attention", "sliding_attention"}:
+            raise config.error(
+                f"rope_parameters has {', '.join(sorted(unknown))}; expected an object for each layer type"
+            )
+        everywhere, local = (parameters.within(f"{kind}_attention") for kind in ("full", "sliding"))
+    for fields in (everywhere, local):
+        fields.only("truncate", True)  # transformers 5.24 does not find it here, and rounds
     return of_fields(everywhere, max_positions, theta), of_fields(local, max_positions, local_theta)
 
 
-def of_fields(fields: Fields, max_positions: int, theta: float) -> Rope:
-    """The embedding that one object of parameters describes; `max_positions` and `theta` where it does not say."""
+def _spellings(config: Fields) -> list[str]:
+    """Names of the objects that describe the embedding; one at least."""
+    config.only("partial_rotary_factor", 1)
+    return [name for name in ("rope_parameters", "rope_scaling") if config.within(name).names()] or ["rope_parameters"]
+
+
+def of_fields(fields: Fields, max_positions: int, theta: float, original: int | None = None) -> Rope:
+    """The embedding that one object of parameters describes; `max_positions` and `theta` where it does not say.
+
+    Args:
+      original: tokens of the context before scaling, whatever the object says.
+    """
     fields.only("partial_rotary_factor", 1)
     if unknown := fields.names() - _FIELDS - {"partial_rotary_factor"}:
         raise fields.error(f"{', '.join(sorted(unknown))} is not supported; supported: {', '.join(sorted(_FIELDS))}")
@@ -123,7 +139,7 @@ def of_fields(fields: Fields, max_positions: int, theta: float) -> Rope:
     factor = fields.get("factor", float)
     if kind == "linear":
         return Rope(kind, theta, factor)
-    original = fields.get("original_max_position_embeddings", int, max_positions)
+    original = original or fields.get("original_max_position_embeddings", int, max_positions)
     if kind == "llama3":
         low, high = (fields.get(f"{n}_freq_factor", float) for n in ("low", "high"))
         if low >= high:
@@ -134,8 +150,8 @@ def of_fields(fields: Fields, max_positions: int, theta: float) -> Rope:
         theta,
         factor,
         original_max_positions=original,
-        beta_fast=fields.get("beta_fast", float, 32.0),
-        beta_slow=fields.get("beta_slow", float, 1.0),
+        beta_fast=fields.get("beta_fast", float, zero=True, default=0.0) or 32.0,
+        beta_slow=fields.get("beta_slow", float, zero=True, default=0.0) or 1.0,
         truncate=fields.get("truncate", bool, True),
         attention_factor=_attention_factor(fields, factor),
     )
@@ -143,7 +159,8 @@ def of_fields(fields: Fields, max_positions: int, theta: float) -> Rope:
 
 def _attention_factor(fields: Fields, factor: float) -> float:
     """As given, else 0.1 ln(factor) + 1 (arXiv 2309.00071, section 3.4), or the ratio of two such with `mscale`s."""
-    given, over, under = (fields.optional(n, float) for n in ("attention_factor", "mscale", "mscale_all_dim"))
+    given = fields.optional("attention_factor", float)
+    over, under = (fields.optional(name, float, zero=True) for name in ("mscale", "mscale_all_dim"))
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

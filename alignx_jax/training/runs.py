@@ -8,11 +8,13 @@ further by itself. One of adapters (LoRA) has `base.json` besides, and needs the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from alignx_jax.config import Config, LoraConfig
 from alignx_jax.config_files import flat, from_json, to_json
 from alignx_jax.data import cache
 from alignx_jax.exits import UserError
-from alignx_jax.models import families, huggingface, lora, peft
+from alignx_jax.models import families, huggingface, lora, other_formats, peft, weights
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
 from alignx_jax.training import base, companions, durable, locks
@@ -57,6 +59,7 @@ _FREE = (
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
 _BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
+_T = TypeVar("_T")
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
@@ -74,9 +77,32 @@ class Source:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
 
     def dtype(self) -> jnp.dtype:
-        """Of the weights that training began from, as the model's config.json names it."""
-        settings = huggingface.read_config(self.huggingface)
-        return jnp.dtype(settings.get("dtype") or settings.get("torch_dtype") or "float32")
+        """Of the weights that training began from; see `huggingface.dtype`."""
+        return jnp.dtype(huggingface.dtype(self.huggingface))
+
+    def check(self) -> None:
+        """Whether the weights are there and the model's own, by the headers of their files: cheap, whatever their size.
+
+        Checkpoints have checksums, which loading looks at.
+
+        Raises:
+          UserError: they are missing, truncated, of another format or another model; also those below adapters.
+        """
+        if self.run is None:
+            weights.open_weights(self.huggingface, self.decoder_config())
+        elif self.adapters():
+            self._below_adapters(lambda source: source.check())
+
+    def start(self) -> str:
+        """The model that the stage began with: `sample`, or where it is now, if it is there."""
+        return self._moved(self.config().model or "sample")
+
+    def _moved(self, place: str) -> str:
+        """A place that the stage's folder names; of another stage of the run, its place where the run is now."""
+        named, run = pathlib.PurePath(place), pathlib.PurePath(self.config().run)
+        within = named.parent.parts[-len(run.parts) :] == run.parts
+        beside = self.run.parent / named.name
+        return str(beside) if within and run.parts and beside.is_dir() else place
 
     def fingerprint(self) -> str:
         """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
@@ -102,6 +128,15 @@ class Source:
         graph, params = abstract_decoder(self.decoder_config())
         return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
 
+    @functools.cached_property
+    def step(self) -> int:
+        """Of the stage's checkpoint that is meant: the best one that is sound. Every process has to ask.
+
+        Raises:
+          StorageError: none is.
+        """
+        return Checkpoints(self.run / "checkpoints").sound("best", ("decoder", "classifier"))  # all parts of the same
+
     def adapters(self) -> LoraConfig | None:
         """The settings of the adapters that the stage trained; None where it trained all weights, or is no stage."""
         config = self.config()
@@ -112,13 +147,7 @@ class Source:
         settings = self.adapters()
         if not settings:
             return self.load(mesh, dtype)
-        try:
-            decoder = find(base.model(self.run)).load(mesh, dtype)
-        except UserError as error:
-            raise UserError(
-                f"{self.run} holds adapters alone, and their model cannot be read: {error}; put it back, or name its "
-                f"new place in {self.run / base.FILE}"
-            ) from None
+        decoder = self._below_adapters(lambda source: source.load(mesh, dtype))
         base.check(self.run, decoder)
 
         def adapted() -> Decoder:
@@ -130,10 +159,20 @@ class Source:
         trained = self._restore("decoder", nnx.to_pure_dict(like), mesh, jnp.float32)
         return nnx.merge(graph, trained, nnx.to_pure_dict(nnx.state(decoder, nnx.Param)))
 
+    def _below_adapters(self, use: Callable[[Source], _T]) -> _T:
+        """What `use` makes of the model below the stage's adapters."""
+        try:
+            return use(find(self.base_model()))
+        except UserError as error:
+            raise UserError(
+                f"{self.run} holds adapters alone, and their model cannot be read: {error}; put it back, or name its "
+                f"new place in {self.run / base.FILE}"
+            ) from None
+
     def base_model(self) -> str:
         """Where the weights are that adapters are trained on: this model, or the one below its adapters."""
         if self.adapters():
-            return base.model(self.run)
+            return self._moved(base.model(self.run))
         return "sample" if self.huggingface == SAMPLE_MODEL else str(storage.absolute(self.run or self.huggingface))
 
     def export_adapters(
@@ -181,7 +220,9 @@ class Source:
           StorageError: a file could not be written.
         """
         settings = huggingface.read_config(self.huggingface)
-        own = {file.name: file.read_bytes() for file in companions.find(self.huggingface) if file.name != "config.json"}
+        own = {
+            name: content for name, content in companions.contents(self.huggingface).items() if name != "config.json"
+        }
         folder, written = storage.path(str(folder)), self.dtype() if dtype == "original" else jnp.dtype(dtype)
         with locks.hold(folder, "--export.to"):
             huggingface.export(decoder, settings, folder, written, shard_bytes, {**own, **others})
@@ -202,9 +243,7 @@ class Source:
             {part: params},
             sharding.parameter_shardings({part: params}, mesh),
         )
-        checkpoints = Checkpoints(self.run / "checkpoints")
-        step = checkpoints.sound("best", ("decoder", "classifier"))  # both, so that all parts come from the same one
-        return checkpoints.restore_part(step, like)[part]
+        return Checkpoints(self.run / "checkpoints").restore_part(self.step, like)[part]
 
 
 def random_decoder(config: families.DecoderConfig, dtype=jnp.float32) -> Decoder:
@@ -222,28 +261,33 @@ def find(path: str) -> Source:
     """The model at `path`: `sample`, a Hugging Face folder, or a stage's folder of a run.
 
     Raises:
-      UserError: no such folder, neither of the two, or a stage that saved nothing or whose copies have changed.
+      UserError: no such folder, neither of the two, a stage that saved nothing or whose copies have changed, or a
+        config.json that names a type that weights are not written in. Weights are only looked at by `Source.check`.
     """
     if path == "sample":
         return Source("sample", SAMPLE_MODEL)
+    if "://" in path and not path.startswith("gs://"):
+        raise UserError(f"{path}: {other_formats.missing(path)}")
     folder = storage.path(path)
     if not folder.is_dir():
-        raise UserError(f"{path}: no such folder; give a Hugging Face folder, a stage's folder of a run, or `sample`")
+        raise UserError(f"{path}: {other_formats.file(folder) if folder.exists() else other_formats.missing(path)}")
     if (folder / "huggingface").is_dir():
         _check_finished(folder)
         copies = storage.local_copy(folder / "huggingface")
         companions.check_copies(copies, folder / "huggingface")
-        return Source(str(folder), copies, folder)
-    if (folder / "config.json").is_file():
-        if storage.is_remote(folder):
-            raise UserError(
-                f"{path}: a Hugging Face folder is read from this machine's file system alone; copy it there (gcloud "
-                "storage cp -r) and give the copy"
-            )
-        return Source(str(folder), folder)
-    stages = [f"{folder / s}" for s in ("stage2", "stage1") if (folder / s).is_dir()]
-    hint = f"; did you mean {' or '.join(stages)}?" if stages else " (it has no config.json)"
-    raise UserError(f"{path}: neither a Hugging Face folder nor a stage of a run{hint}")
+        source = Source(str(folder), copies, folder)
+    elif storage.is_remote(folder) and (folder / "config.json").is_file():
+        raise UserError(
+            f"{path}: a Hugging Face folder is read from this machine's file system alone; copy it there (gcloud "
+            "storage cp -r) and give the copy"
+        )
+    elif (folder / "config.json").is_file() and not (folder / other_formats.ADAPTERS).is_file():
+        companions.refuse_pointers(folder)
+        source = Source(str(folder), folder)
+    else:
+        raise UserError(f"{path}: {other_formats.folder(folder)}")
+    huggingface.named_dtype(huggingface.read_config(source.huggingface), f"{source.huggingface / 'config.json'}")
+    return source
 
 
 def _check_finished(folder: storage.Path) -> None:

@@ -32,6 +32,7 @@ from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
+from alignx_jax.models.weights import open_weights
 from alignx_jax.training import base, runs
 
 pytestmark = pytest.mark.slow
@@ -285,7 +286,7 @@ def model_config(folder, data):
 
 def weights(folder, data):
     write(folder / "model.safetensors", data)
-    return huggingface.open_weights(folder, SAMPLE)
+    return open_weights(folder, SAMPLE)
 
 
 def index(folder, data):
@@ -293,7 +294,7 @@ def index(folder, data):
         if not (folder / name).exists():
             write(folder / name, part)
     write(folder / "model.safetensors.index.json", data)
-    return huggingface.open_weights(folder, SAMPLE)
+    return open_weights(folder, SAMPLE)
 
 
 def write(file: pathlib.Path, data: bytes) -> pathlib.Path:

@@ -1,12 +1,21 @@
+import copy
 import dataclasses
+import json
 import math
+import pathlib
+import re
 
+import numpy as np
 import pytest
+import torch
 import transformers
 
+from alignx_jax import sharding
 from alignx_jax.exits import UserError
+from alignx_jax.models import huggingface
 from alignx_jax.models.families import FAMILIES, decoder_config
 from alignx_jax.models.rope import Rope
+from tests.models import llamas
 
 LLAMA_31 = {
     "model_type": "llama",
@@ -79,7 +88,6 @@ def test_padded_vocabulary(vocab_size, padded):
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: llama"),
         ({"model_type": None}, "model_type None is not supported"),
-        ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
@@ -96,9 +104,17 @@ def test_padded_vocabulary(vocab_size, padded):
         ({"model_type": "mistral", "sliding_window": -1}, "sliding_window is -1; expected a number above 0"),
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32}, "layer_types = ['sliding_attention', "),
         (
-            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None},
-            "field sliding_window is missing",
+            {"model_type": "mistral", "sliding_window": None, "layer_types": ["sliding_attention"] * 32},
+            "layer_types = [",
         ),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": -1}, "max_window_layers is -1; exp"),
+        ({"model_type": "gemma2", "layer_types": [["full_attention"]] * 32}, "layer_types has to name each of 32"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than any model has (at most 4,096)"),
+        ({"model_type": "gemma2", "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than any"),
+        ({"model_type": "qwen2", "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than any"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000, more than any model has (at most 33,554,432)"),
+        ({"sliding_window": 10**12, "model_type": "mistral"}, "sliding_window is 1000000000000, more than any"),
+        ({"hidden_size": 2**40, "num_attention_heads": 2**30}, "hidden_size is 1099511627776, more than any"),
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention"]}, "each of 32 layers"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "use_bidirectional_attention = True is not"),
         ({"model_type": "gemma", "hidden_activation": "gelu"}, "hidden_activation = 'gelu' is not supported"),
@@ -140,6 +156,7 @@ def test_what_does_not_work_is_refused_by_name(changes, message):
 IRRELEVANT = {"architectures", "dtype", "transformers_version", "use_cache", "return_dict", "output_hidden_states"}
 IRRELEVANT |= {"bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type"}
 IRRELEVANT |= {"chunk_size_feed_forward", "is_encoder_decoder"}
+IRRELEVANT |= {"pretraining_tp"}  # products in slices, for bits of other machines; transformers 5 forms them whole
 CLASSES = {family: transformers.AutoConfig.for_model(family).__class__ for family in FAMILIES}
 
 
@@ -211,12 +228,70 @@ def test_gemma_3_in_both_spellings():
     assert (other.rope.theta, other.local_rope.theta, other.local_layers[:3]) == (3e6, 2e4, (True, False, True))
 
 
+def test_the_text_part_of_gemma_3_is_saved_as_the_documentation_says(tmp_path, monkeypatch):
+    """And stops where the whole model stops."""
+    small = {k: v for k, v in GEMMA_3_4B.items() if k not in ("model_type", "rope_scaling")}
+    small |= {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=small | {"num_key_value_heads": 2},
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        boi_token_index=300,
+        eoi_token_index=301,
+        image_token_index=302,
+    )
+    both = transformers.Gemma3ForConditionalGeneration(config)
+    both.generation_config.eos_token_id = [1, 106]
+    monkeypatch.chdir(tmp_path)
+    both.save_pretrained("gemma-3-4b-pt")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Gemma3" in code), {})
+    text = tmp_path / "gemma-3-4b-pt-text"
+    assert huggingface.stop_ids(text, 1) == [1, 106]
+    decoder, tokens = huggingface.load(text, sharding.make_mesh("1x1")), llamas.random_tokens(1, 8)
+    theirs = both(input_ids=torch.from_numpy(tokens).long()).logits.detach().numpy()
+    ours = llamas.our_states(decoder, tokens, *llamas.whole_rows(1, 8))[1]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_windows_of_other_families():
     assert read(model_type="mistral").local_layers == (True,) * 32
     assert read(model_type="mistral", sliding_window=None).kinds == ((None, LLAMA_31_ROPE),)
     assert read(model_type="qwen2", sliding_window=131072, max_window_layers=28).local_layers == ()
     some = read(model_type="qwen2", use_sliding_window=True, sliding_window=131072, max_window_layers=28)
     assert (some.window, some.local_layers) == (131072, (False,) * 28 + (True,) * 4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "llama", "pretraining_tp": 2},
+        {"model_type": "llama", "initializer_range": 0.0},
+        {"model_type": "mistral", "sliding_window": 12, "layer_types": ["sliding_attention"] * 3},
+        {"model_type": "mistral", "sliding_window": None, "layer_types": ["full_attention"] * 3},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},
+        {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None, "max_window_layers": 1},
+        {"model_type": "qwen2", "use_sliding_window": False, "max_window_layers": 0},
+    ],
+)
+def test_unusual_configurations_compute_what_transformers_computes(tmp_path, fields):
+    """Rows of 24 tokens; windows have 12."""
+    small = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    config = transformers.AutoConfig.for_model(**copy.deepcopy(small | fields), attn_implementation="eager")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(small | fields))
+    tokens = llamas.random_tokens(2, 24)
+    found = llamas.our_states(huggingface.load(tmp_path, sharding.make_mesh("1x1")), tokens, *llamas.whole_rows(2, 24))
+    for ours, theirs in zip(found, llamas.states(model, tokens), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_yarn():

@@ -1,6 +1,8 @@
 import json
+import os
 import pickle
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +173,7 @@ def test_texts_end_where_transformers_ends_them(folder, generation, config, expe
     assert set(expected) == {2, *np.atleast_1d([] if theirs is None else theirs).tolist()}
 
 
-@pytest.mark.parametrize("ids", ["</s>", [1, None], -1, 2**31])
+@pytest.mark.parametrize("ids", ["</s>", [1, None], -1, 2**31, True])
 def test_ends_that_are_no_tokens(folder, ids):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     with pytest.raises(
@@ -188,6 +190,93 @@ def test_old_buffers_and_the_published_classifier_are_passed_over(folder, pair):
     rewrite(folder, add)
     expected = pair("gqa")[1]
     jax.tree.map(np.testing.assert_array_equal, nnx.state(load(folder)), nnx.state(expected))
+
+
+@pytest.mark.parametrize("variant", ["tied_head_dim", "gemma3"])
+def test_tied_weights_may_be_stored_as_those_of_the_output(tmp_path, variant):
+    """As transformers reads them, which ties in either direction."""
+    model, folder, exported = llamas.make(variant), tmp_path / "model", tmp_path / "exported"
+    llamas.save(model, folder)
+    rewrite(folder, lambda w: w.update({"lm_head.weight": w.pop("model.embed_tokens.weight")}))
+    decoder, tokens = load(folder), llamas.random_tokens(2, 16)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ours = llamas.our_states(decoder, tokens, *llamas.whole_rows(2, 16))[1]
+    np.testing.assert_allclose(ours, llamas.states(theirs, tokens)[1], atol=1e-4)
+    huggingface.export(decoder, huggingface.read_config(folder), exported, jnp.float32, 5e9)
+    torch.testing.assert_close(tensors(exported)["model.embed_tokens.weight"], tensors(folder)["lm_head.weight"])
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path, folder):
+    before = os.umask(0o027)
+    try:
+        huggingface.export(load(folder), huggingface.read_config(folder), tmp_path / "exported", jnp.float32, SMALL)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "exported").iterdir()}
+    assert len(modes) > 3 and set(modes.values()) == {"0o640"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json"])
+def test_files_of_others_are_said_to_be_theirs(tmp_path, folder, name):
+    with tempfile.TemporaryDirectory() as open_to_all:
+        os.chmod(open_to_all, 0o755)
+        copy = shutil.copytree(folder, f"{open_to_all}/model")
+        os.chmod(f"{copy}/{name}", 0)
+        user = os.geteuid()
+        if user == 0:  # whom no mode keeps out
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                UserError, match=rf"^{copy}/{name} cannot be read \(Permission denied\); have its owner"
+            ):
+                huggingface.stop_ids(copy, 2), huggingface.dtype(copy), load(copy)
+        finally:
+            os.seteuid(user)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_weights_whose_type_is_not_named_keep_the_stored_one(tmp_path, dtype, shard):
+    folder = llamas.save(llamas.make("gqa", getattr(torch, dtype)), tmp_path / "model", shard)
+    set_config(folder, dtype=None)
+    assert transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == getattr(torch, dtype)
+    assert huggingface.dtype(folder) == dtype
+
+
+def test_the_type_of_mixed_weights_is_that_of_most_numbers(folder):
+    set_config(folder, dtype=None)
+    keep = ("norm.weight",)  # in float32, as some training programs save them; the first of the file's keys too
+    rewrite(folder, lambda w: w.update({k: x.astype(ml_dtypes.bfloat16) for k, x in w.items() if not k.endswith(keep)}))
+    assert huggingface.dtype(folder) == "bfloat16"
+    rewrite(folder, lambda w: w.update({k: x.astype(np.float64) for k, x in w.items()}))
+    assert huggingface.dtype(folder) == "float32", "training keeps no more"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dtype": "float16"}, "float16"),
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "float16", "torch_dtype": "bfloat16"}, "float16"),
+        ({"dtype": None, "torch_dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_the_type_is_named_in_one_field(tmp_path, folder, fields, expected):
+    source = {k: v for k, v in huggingface.read_config(folder).items() if k not in ("dtype", "torch_dtype")} | fields
+    assert transformers.LlamaConfig(**source).dtype == getattr(torch, expected)
+    assert huggingface.named_dtype(source, "config.json") == expected
+    (folder / "config.json").write_text(json.dumps(source))
+    huggingface.export(load(folder), source, tmp_path / "exported", jnp.bfloat16, 5e9)
+    written = json.loads((tmp_path / "exported" / "config.json").read_text())
+    names = "torch_dtype" if fields.keys() == {"torch_dtype"} else "dtype"
+    assert {k: v for k, v in written.items() if "dtype" in k} == {names: "bfloat16"}
+
+
+@pytest.mark.parametrize("named", ["int8", "float64", "float8_e4m3fn", "torch.bfloat16", "auto", 16, ["bfloat16"], ""])
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_types_that_weights_are_not_written_in_are_refused(field, named):
+    with pytest.raises(UserError, match=rf"^config.json: {field} is .*; set it to one of float32, bfloat16, float16$"):
+        huggingface.named_dtype({field: named}, "config.json")
 
 
 def test_a_second_copy_of_tied_embeddings_has_to_be_one(tmp_path):
@@ -297,6 +386,38 @@ def beyond_float32(folder):
     rewrite(folder, lambda w: w.update({"model.norm.weight": np.full(32, 1e300)}))
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n"
+
+
+def huge_config(folder):
+    (folder / "config.json").write_text("[" + "0," * 20_000_000 + "0")
+
+
+def weights_of_lfs(folder):
+    (folder / "model.safetensors").write_text(POINTER)
+
+
+def config_of_lfs(folder):
+    (folder / "config.json").write_text(POINTER)
+
+
+def with_a_link_to_nothing(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blobs/4d7a2146")
+
+
+def with_gguf(folder):
+    (folder / "model.safetensors").rename(folder / "model-Q4_K_M.gguf")
+
+
+def with_tensorflow(folder):
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
+
+
+def without_its_index(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -310,7 +431,18 @@ def beyond_float32(folder):
         ),
         (lambda folder: set_config(folder, model_type=[]), "config.json: model_type has to be a string"),
         (lambda folder: set_config(folder, vocab_size=2**31), "vocab_size is 2147483648, more than any model has"),
-        (lambda folder: set_config(folder, num_hidden_layers=10**9), "asks for 1000000000 layers, more than there are"),
+        (lambda folder: set_config(folder, num_hidden_layers=10**9), "num_hidden_layers is 1000000000, more than any"),
+        (
+            lambda folder: set_config(folder, num_hidden_layers=4000),
+            "asks for 4000 layers, more than there are weights",
+        ),
+        (huge_config, "config.json: 40,000,002 bytes, more than such a file has"),
+        (weights_of_lfs, "model.safetensors is a pointer of Git LFS in the place of the file; run git lfs pull in"),
+        (config_of_lfs, "config.json is a pointer of Git LFS in the place of the file; run git lfs pull in"),
+        (with_a_link_to_nothing, "model.safetensors is a link to a file that is gone; download it again"),
+        (with_gguf, "its weights are GGUF files, which are of llama.cpp; give the Hugging Face folder that they were"),
+        (with_tensorflow, "its weights are files of TensorFlow; it needs model.safetensors"),
+        (without_its_index, "model-00001-of-00002.safetensors is not the whole model; it needs model.safetensors"),
         (without_config, "config.json: no such file; give a Hugging Face folder"),
         (with_broken_config, "config.json: not a JSON file"),
         (with_list_config, "config.json: not a JSON object"),
@@ -389,7 +521,7 @@ def one_file_twice(folder):
         (one_file_twice, "is in another file too"),
         (lambda folder: first_file(folder).unlink(), "in it, though model.safetensors.index.json names it"),
         (lambda folder: first_file(folder).write_bytes(b""), "truncated or damaged"),
-        (without_index, "no weights; it needs model.safetensors"),
+        (without_index, "-of-00007.safetensors is not the whole model; it needs model.safetensors"),
         (with_empty_index, "model.safetensors.index.json: no weight_map"),
         (with_a_key_that_is_nowhere, "model.safetensors.index.json names tensors that are not in its files: nowhere"),
     ],

@@ -1,10 +1,16 @@
 """What of a model's folder is handed on, and whether it is still what a stage was begun with."""
 
+import json
 import pathlib
 import shutil
 
+import jax.numpy as jnp
+import ml_dtypes
 import pytest
+import safetensors.numpy
+import transformers
 
+from alignx_jax import sharding
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
 from alignx_jax.training import companions, runs
@@ -98,3 +104,46 @@ def test_links_into_the_cache_are_followed_and_links_out_of_the_folder_refused(m
     with pytest.raises(UserError, match=r"vocab\.json is a link to .*id_rsa, out of the model's folder"):
         companions.copy(model, tmp_path / "to")
     assert not (tmp_path / "to" / "vocab.json").exists()
+
+
+def test_named_chat_templates_are_handed_on(tmp_path):
+    """As transformers finds them: in a folder of their own."""
+    model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "rag.jinja").write_text("rag {{ messages }}")
+    (model / "additional_chat_templates" / "secret.txt").write_text("not a template")
+    source, folder = runs.find(str(model)), tmp_path / "stage1"
+    runs.claim(folder, Config(), source, {})
+    copies = folder / "huggingface"
+    companions.check(folder, model)
+    companions.check_copies(copies, copies)
+    mesh = sharding.make_mesh("1x1")
+    source.export(source.load(mesh), tmp_path / "exported", "bfloat16")
+    for to in (copies, tmp_path / "exported"):
+        found = transformers.AutoTokenizer.from_pretrained(to).chat_template
+        assert found == {"default": "{{ messages }}", "rag": "rag {{ messages }}"}
+        assert [f.name for f in (to / "additional_chat_templates").iterdir()] == ["rag.jinja"]
+    (copies / "additional_chat_templates" / "rag.jinja").write_text("another")
+    with pytest.raises(UserError, match=r"additional_chat_templates/rag\.jinja is not what was copied there"):
+        companions.check_copies(copies, copies)
+
+
+def test_a_copy_names_the_type_of_the_weights_that_stay_behind(tmp_path):
+    model, folder = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model")), tmp_path / "stage1"
+    weights = safetensors.numpy.load_file(model / "model.safetensors")
+    half = {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in weights.items()}
+    safetensors.numpy.save_file(half, model / "model.safetensors")
+    settings = json.loads((model / "config.json").read_text())
+    settings = {k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype")}
+    (model / "config.json").write_text(json.dumps(settings))
+    assert runs.find(str(model)).dtype() == jnp.bfloat16
+    runs.claim(folder, Config(), runs.find(str(model)), {})
+    assert json.loads((folder / "huggingface" / "config.json").read_text()) == settings | {"dtype": "bfloat16"}
+    companions.check_copies(folder / "huggingface", folder / "huggingface")
+    companions.check(folder, model)
+    (model / "model.safetensors").unlink()
+    companions.check(folder, model)  # continues from its checkpoints
+    (model / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match=r"model/config\.json is not what"):
+        companions.check(folder, model)
