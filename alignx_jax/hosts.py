@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
 
-from alignx_jax import exits, link
+from alignx_jax import console, exits, link
 from alignx_jax.config import HostsConfig
 from alignx_jax.exits import UserError
 
@@ -71,7 +71,7 @@ def initialize(options: HostsConfig) -> None:
     if jax.distributed.is_initialized() or options.count == 1 or (alone and not any(given)):
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM; `stops_now` agrees on a step
-    late = threading.Timer(_START, link.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
+    late = threading.Timer(_START, console.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
     late.daemon = True
     late.start()
     try:

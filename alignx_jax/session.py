@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from alignx_jax import hosts, storage, xla_flags
+from alignx_jax import console, hosts, storage, xla_flags
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import lora
@@ -30,7 +28,7 @@ class Session:
 
     config: Config
     mesh: Mesh
-    console: Console
+    console: console.Screen
     stop: stopping.Stop
     arguments: list[str]
     """Of the command line."""
@@ -51,7 +49,7 @@ class Session:
         return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
     def line(self, what: str, text: str) -> None:
-        self.console.print(f"[bold]{what:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+        console.say(self.console, text, what)
 
     def show_source(self, source: runs.Source) -> None:
         decoder = source.decoder_config()
@@ -79,12 +77,18 @@ class Session:
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
         """Progress bars on a terminal: what is under way, how much of it is done, how much it is in all."""
-        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             tasks = {}
 
             def advance(name: str, done: int, total: int) -> None:
                 if name not in tasks:
-                    tasks[name] = bars.add_task(escape(name), total=total)
+                    tasks[name] = bars.add_task(console.printable(name), total=total)
                 bars.update(tasks[name], completed=done, visible=done < total)
 
             yield advance

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 
 from orbax.checkpoint import v1 as ocp
 
-from alignx_jax import hosts, storage
+from alignx_jax import console, hosts, storage
 from alignx_jax.exits import StorageError, UserError
 from alignx_jax.training import durable
 from alignx_jax.training.state import Params, TrainState
@@ -54,17 +54,13 @@ def hide_late_writes() -> None:
     sys.unraisablehook = hook
 
 
-def to_stderr(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 class Checkpoints:
     """The checkpoints in one folder.
 
     The data position is the step itself: batch k of a run is a function of its configuration and k alone.
     """
 
-    def __init__(self, folder: storage.Path, keep: int = 1, *, writable: bool = False, warn: Warn = to_stderr):
+    def __init__(self, folder: storage.Path, keep: int = 1, *, writable: bool = False, warn: Warn = console.warn):
         self._folder, self._keep, self._writable, self._warn = storage.absolute(folder), keep, writable, warn
         self._saving: tuple[int, float | None, concurrent.futures.Future] | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1)

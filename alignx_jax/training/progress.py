@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from alignx_jax.console import say
+
 SHORT = {"loss": "loss", "next_token": "next-token", "contrastive": "contrastive", "language_matching": "matching"}
 Batch = TypeVar("Batch")
 _LINES = 20  # a run prints about this many lines where there is no terminal
@@ -90,7 +92,7 @@ class StageProgress:
         return rates
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def change_table(title: str, before: dict[str, float], after: dict[str, float]) -> Table:

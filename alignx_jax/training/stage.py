@@ -20,6 +20,7 @@ from rich.console import Console
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
+from alignx_jax.console import say
 from alignx_jax.data import pipeline
 from alignx_jax.exits import Diverged, Interrupted, StorageError
 from alignx_jax.models.architecture import DecoderConfig
@@ -98,7 +99,7 @@ class Stage:
         self.skipped = 0  # updates left out
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def train(self, title: str, load: Callable[[], Decoder]) -> Result:
         """From wherever the folder stands to the end; `load` is called at the beginning, or if weights are frozen."""
