@@ -80,6 +80,8 @@ def check(config: Config) -> Config:
             raise UserError(f"--{flag}={text}: there is no user of this name; give the whole path") from None
         if "\0" in text:
             raise UserError(f"--{flag}={text}: holds a NUL character; leave it out")
+    if config.stage in ("1", "2", "all") and config.run:
+        storage.check_place(storage.path(config.run))
     try:
         _adapter().validate_python(values)
     except pydantic.ValidationError as error:

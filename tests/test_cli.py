@@ -145,6 +145,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         (["--training.epochs=0"], ["--training.epochs=0", "greater than 0"]),
         (["--data.min-target-tokens=0"], ["--data.min-target-tokens=0", "greater than or equal to 1"]),
         (["--data.parallel-weights", "0"], ["--data.parallel-weights", "greater than 0"]),
+        (["--run=runs/mk[v2]"], ["--run=runs/mk[v2]", "the path has [", "another --run"]),
         (["--run="], ["--run=", "at least 1 character"]),
         (["--data.cache=README.md/cache"], ["README.md/cache", "can be read and written"]),
         (["--stage=evaluate", "--model=sample", "--evaluation.rows=3"], ["--evaluation.rows=3", "a multiple of 2"]),

@@ -8,6 +8,7 @@ further by itself. One of adapters (LoRA) has `base.json` besides, and needs the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -28,7 +29,7 @@ from alignx_jax.models import families, huggingface, lora, peft
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
 from alignx_jax.training import base, companions, durable, locks
-from alignx_jax.training.checkpoints import Checkpoints
+from alignx_jax.training.checkpoints import Checkpoints, Deleted
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
@@ -57,6 +58,7 @@ _FREE = (
 _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
 _SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
 _BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
+_ATTEMPTS = 5  # at a checkpoint that a run, which trains, deletes meanwhile
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
@@ -101,6 +103,15 @@ class Source:
             return lora.merge(self.load_adapted(mesh, dtype))
         graph, params = abstract_decoder(self.decoder_config())
         return nnx.merge(graph, self._restore("decoder", params, mesh, dtype))
+
+    @functools.cached_property
+    def step(self) -> int:
+        """Of the stage's checkpoint that is meant: the best one that is sound. Every process has to ask.
+
+        Raises:
+          StorageError: none is.
+        """
+        return Checkpoints(self.run / "checkpoints").sound("best", ("decoder", "classifier"))  # all parts of the same
 
     def adapters(self) -> LoraConfig | None:
         """The settings of the adapters that the stage trained; None where it trained all weights, or is no stage."""
@@ -202,9 +213,18 @@ class Source:
             {part: params},
             sharding.parameter_shardings({part: params}, mesh),
         )
-        checkpoints = Checkpoints(self.run / "checkpoints")
-        step = checkpoints.sound("best", ("decoder", "classifier"))  # both, so that all parts come from the same one
-        return checkpoints.restore_part(step, like)[part]
+        for _ in range(_ATTEMPTS):
+            try:
+                return Checkpoints(self.run / "checkpoints").restore_part(self.step, like)[part]
+            except Deleted as error:
+                gone = error
+            if part != "decoder" or hosts.count() > 1:
+                break
+            del self.__dict__["step"]
+        raise UserError(
+            f"{gone} was deleted while it was read: {self.run} is still being trained; give the same command again, or "
+            "when it is done"
+        )
 
 
 def random_decoder(config: families.DecoderConfig, dtype=jnp.float32) -> Decoder:
@@ -357,4 +377,17 @@ def check_shared(folder: storage.Path) -> None:
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
     """Settings that may not differ and do: by their names, as saved and as asked for."""
     old, new = flat(saved), flat(asked)
-    return {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
+    differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
+    if (
+        _pairs_meet_by_device(saved)
+        and len({sharding.data_shards(sharding.abstract_mesh(m)) for m in (saved.mesh, asked.mesh)}) > 1
+    ):
+        differences["mesh"] = saved.mesh, asked.mesh
+    return differences
+
+
+def _pairs_meet_by_device(config: Config) -> bool:
+    """Whether the losses depend on how many devices the rows are divided among."""
+    objective = config.objective
+    pairs = config.stage == "1" and (objective.contrastive.weight or objective.language_matching.weight)
+    return bool(pairs) and objective.negatives == "micro-batch"
