@@ -378,10 +378,8 @@ def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object
     """Settings that may not differ and do: by their names, as saved and as asked for."""
     old, new = flat(saved), flat(asked)
     differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
-    if (
-        _pairs_meet_by_device(saved)
-        and len({sharding.data_shards(sharding.abstract_mesh(m)) for m in (saved.mesh, asked.mesh)}) > 1
-    ):
+    shards = {sharding.data_shards(sharding.abstract_mesh(config.mesh)) for config in (saved, asked)}
+    if len(shards) > 1 and _pairs_meet_by_device(saved):
         differences["mesh"] = saved.mesh, asked.mesh
     return differences
 
