@@ -41,7 +41,13 @@ def parse(arguments: list[str]) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(arguments)
-    about = "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it."
+    about = (
+        "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it. "
+        f"The defaults shown are those of {known.config or 'configs/sample.py, for the embedded sample'}."
+    )
+    if wrong := configs.unknown(rest):
+        console.note(f"run.py: {wrong}")
+        sys.exit(2)
 
     def over(base: Config) -> Config:
         return configs.check(tyro.cli(Config, args=rest, default=base, description=about, prog="run.py"))

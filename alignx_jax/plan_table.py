@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from alignx_jax.machines import Machine
@@ -44,7 +45,9 @@ def of_one(plan: Plan, on: Machine) -> Table:
 
 def of_search(plans: Sequence[Plan]) -> Table:
     """One line a plan, in the order in which they were tried."""
-    table = Table(title="search", title_justify="left")
+    table = Table(
+        title="search", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )  # 80 columns are enough
     varied = {"mesh": "mesh", "accumulation": "micro-batches", "remat": "remat", "moment_dtype": "moment"}
     for name in (*varied.values(), "GiB", "best, s", "MFU"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -60,7 +60,7 @@ class Session:
             f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
         )
         if adapters := source.adapters():
-            self.line("", f"adapters of rank {adapters.rank}, merged into {source.base_model()}")
+            self.line("", f"with adapters of rank {adapters.rank}, trained on {source.base_model()}")
 
     def show_adapters(self, decoder: DecoderConfig) -> None:
         """What is trained with `--lora.rank`; a line only there."""
