@@ -52,9 +52,9 @@ class Screen(Console):
             yield segment if segment.control else Segment(printable(segment.text, "\n"), segment.style)
 
 
-def say(screen: Console, text: str, head: str = "") -> None:
-    """Prints one line, however long; what comes after `head` begins at the same place in each."""
-    line = Text.assemble((f"{head:<9} ", "bold") if head else "", printable(text))
+def say(screen: Console, text: str, head: str | None = None) -> None:
+    """Prints one line, however long; what comes after a `head`, also an empty one, begins at the same place in each."""
+    line = Text.assemble("" if head is None else (f"{head:<9} ", "bold"), printable(text))
     screen.print(line, highlight=False, soft_wrap=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -20,6 +21,9 @@ from alignx_jax.training import runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
+
+
+_SILENT = 45.0  # seconds; a file or a scheduler's log gets a line after them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Session:
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Progress bars on a terminal: what is under way, how much of it is done, how much it is in all."""
+        """Progress bars on a terminal, elsewhere a line now and then: what is under way, how much of it is done, and of
+        how much."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -84,9 +89,13 @@ class Session:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            tasks = {}
+            tasks, said = {}, time.monotonic()
 
             def advance(name: str, done: int, total: int) -> None:
+                nonlocal said
+                if not self.console.is_terminal and time.monotonic() > said + _SILENT:
+                    said = time.monotonic()
+                    self.line("", f"{name}: {done:,} of {total:,}")
                 if name not in tasks:
                     tasks[name] = bars.add_task(console.printable(name), total=total)
                 bars.update(tasks[name], completed=done, visible=done < total)

@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from alignx_jax import console
+from alignx_jax import console, session
 from alignx_jax.console import Output, Screen, printable, say
 from alignx_jax.session import Session
 
@@ -74,10 +74,22 @@ def test_no_name_of_a_progress_bar_is_obeyed():
     assert_shown(file.getvalue())
 
 
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
+    file, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(session.time, "monotonic", lambda: clock[0])
+    with Session(None, None, Screen(file=file, width=80), None, []).bars() as advance:
+        for done in range(1, 101):
+            clock[0] += 1.0
+            advance("base: perplexity", done, 1000)
+    assert file.getvalue().split("\n") == [f"          base: perplexity: {n} of 1,000" for n in (46, 92)] + [""]
+
+
 def test_a_line_is_one_line_and_begins_at_the_same_place():
     file = io.StringIO()
     say(Screen(file=file, width=20), "x\ny " * 20, "data")
     assert file.getvalue() == "data      " + r"x\ny " * 20 + "\n"
+    say(Screen(file=file, width=20), "more", "")
+    assert file.getvalue().endswith("\n          more\n")
 
 
 def test_warnings_of_loggers_are_one_line_too():
@@ -148,7 +160,7 @@ def test_what_the_encoding_lacks_is_escaped():
 
 ENDS = """
 import sys
-from alignx_jax import console
+from alignx_jax import console, session
 console.guard()
 for _ in range(3):
     print("x" * 1000, flush=True)
@@ -176,7 +188,7 @@ def test_the_exit_code_is_the_programs_own(where, code):
 
 LEAVES = """
 import os, sys, threading
-from alignx_jax import console
+from alignx_jax import console, session
 read, write = os.pipe()
 os.set_blocking(write, False)
 while True:
