@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
-from rich.console import Console
 
-from alignx_jax import card, exits, hosts, machines, plan_table, sharding, storage, xla_flags
+from alignx_jax import card, console, exits, hosts, machines, plan_table, sharding, storage, xla_flags
 from alignx_jax import config_files as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config
@@ -41,7 +40,13 @@ def parse(arguments: list[str]) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(arguments)
-    about = "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it."
+    about = (
+        "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it. "
+        f"The defaults shown are those of {known.config or 'configs/sample.py, for the embedded sample'}."
+    )
+    if wrong := configs.unknown(rest):
+        console.note(f"run.py: {wrong}")
+        sys.exit(2)
 
     def over(base: Config) -> Config:
         return configs.check(tyro.cli(Config, args=rest, default=base, description=about, prog="run.py"))
@@ -95,10 +100,10 @@ def prepare(session: Session) -> None:
 
     def tell() -> None:
         facts = report.facts(list(found.values()))
-        session.console.print(report.show(facts))
         storage.make(session.run)
         durable.write(session.run / "corpus.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         durable.write(session.run / "corpus.html", report.html(facts))
+        session.console.print(report.show(facts))
 
     hosts.first("corpus report", tell)
     session.line("report", f"{session.run / 'corpus.json'}, {session.run / 'corpus.html'}")
@@ -221,15 +226,15 @@ def evaluate(session: Session, models: list[str]) -> None:
     results["command"] = session.command
 
     def write() -> None:
-        session.console.print(report.terminal_table(results))
-        for what, text in report.terminal_notes(results):
-            if text not in known:
-                session.line(what, text)
         storage.make(session.run)
         path = session.run / "evaluation.json"
         durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         page = report.write(results, session.run)
         report.to_tensorboard(results, session.run / "evaluation")
+        session.console.print(report.terminal_table(results))
+        for what, text in report.terminal_notes(results):
+            if text not in known:
+                session.line(what, text)
         session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
 
     hosts.first("results", write)
@@ -330,10 +335,10 @@ def _axes(mesh: Mesh) -> str:
 
 def leave(code: int, what: object) -> NoReturn:
     """Ends with one line on stderr: what happened, and what happened besides."""
-    text = "; ".join([str(what), *getattr(what, "__notes__", [])])
+    text = exits.one_line("; ".join([str(what), *getattr(what, "__notes__", [])]))
     if code == exits.USER:
         sys.exit(f"run.py: {text}")
-    print(f"run.py: {text}", file=sys.stderr)
+    console.note(f"run.py: {text}")
     stopped = SystemExit(code)
     stopped.add_note(text)
     raise stopped
@@ -372,19 +377,19 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
     xla_flags.apply()
     if config.stage == "plan":
         on = machines.find(config)
-        plan(Session(config, on.mesh(config.mesh), Console(), stop, arguments), on)
+        plan(Session(config, on.mesh(config.mesh), console.Screen(), stop, arguments), on)
         return
     if config.stage in ("1", "2", "all"):
         wandb_log.check(config)
     hosts.initialize(config.hosts)
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())
-    console, mesh = Console(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)
+    screen, mesh = console.Screen(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)
     # Several processes on CPUs run collectives of programs that are read back in different orders (docs/decisions.md).
     if hosts.count() == 1 or mesh.devices.flat[0].platform != "cpu":
         compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))
-    session = Session(config, mesh, console, stop, arguments)
+    session = Session(config, mesh, screen, stop, arguments)
     with jax.set_mesh(session.mesh):
         match config.stage:
             case "prepare":
@@ -402,5 +407,6 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
 
 
 if __name__ == "__main__":
+    console.guard()
     checkpoints.hide_late_writes()
     main(sys.argv[1:])

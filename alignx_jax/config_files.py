@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import json
 import pathlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pydantic
 
@@ -32,6 +33,33 @@ def flat(config: Config) -> dict[str, object]:
                 yield f"{prefix}{key}", value
 
     return dict(items(json.loads(to_json(config)), ""))
+
+
+def unknown(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first argument that has the form of a flag and is none; names those that are like it."""
+    names = [name.replace("_", "-") for name in flat(Config())]
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        flag, known = argument.partition("=")[0], {*names, *(_negated(name) for name in names), "help"}
+        asked = flag.removeprefix("--").replace("_", "-")
+        if asked in known or any(name.startswith(f"{asked}.") for name in names):
+            continue
+        last = {name.rpartition(".")[2]: name for name in reversed(names)}
+        like = (
+            [name for name in names if name.endswith(f".{asked}")]
+            or difflib.get_close_matches(asked, names)
+            or [last[name] for name in difflib.get_close_matches(asked.rpartition(".")[2], last)]
+        )
+        hint = f"did you mean {' or '.join(f'--{name}' for name in like[:3])}?" if like else "--help shows all"
+        return f"{flag}: there is no such flag; {hint}"
+    return None
+
+
+def _negated(name: str) -> str:
+    """As tyro has it: `--no-accept-changes`."""
+    group, dot, last = name.rpartition(".")
+    return f"{group}{dot}no-{last}"
 
 
 @functools.cache
@@ -80,6 +108,11 @@ def check(config: Config) -> Config:
             raise UserError(f"--{flag}={text}: there is no user of this name; give the whole path") from None
         if "\0" in text:
             raise UserError(f"--{flag}={text}: holds a NUL character; leave it out")
+    if re.fullmatch(r"\w+(, ?\w+)+", config.lora.targets):
+        pattern = config.lora.targets.replace(" ", "").replace(",", "|")
+        raise UserError(f"--lora.targets={config.lora.targets}: has to be a pattern; give --lora.targets='{pattern}'")
+    if config.stage in ("1", "2", "all") and config.run:
+        storage.check_place(storage.path(config.run))
     try:
         _adapter().validate_python(values)
     except pydantic.ValidationError as error:

@@ -29,11 +29,16 @@ _STORAGE_ERRORS = {
 _LONGEST = 2000  # characters of a message
 
 
+def escaped(character: str) -> str:
+    """What stands for a character that is not printable."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def one_line(text: str) -> str:
     """`text` as a message may hold it, whatever file it quotes: short, nothing a terminal obeys."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(map(escaped, text))
 
 
 class UserError(ValueError):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
+import queue
 import re
 import secrets
 import signal
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
 
-from alignx_jax import exits, link
+from alignx_jax import console, exits, link
 from alignx_jax.config import HostsConfig
 from alignx_jax.exits import UserError
 
@@ -71,11 +73,17 @@ def initialize(options: HostsConfig) -> None:
     if jax.distributed.is_initialized() or options.count == 1 or (alone and not any(given)):
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM; `stops_now` agrees on a step
-    late = threading.Timer(_START, link.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
+    late = threading.Timer(_START, console.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(options.coordinator, options.count, options.index, initialization_timeout=2 * _START)
+        jax.distributed.initialize(
+            options.coordinator,
+            options.count,
+            options.index,
+            initialization_timeout=2 * _START,
+            coordinator_bind_address=_bind_address(options),
+        )
         if global_state.num_processes > 1:
             _soften_abort()
             _link = _connect(global_state.process_id, global_state.num_processes)
@@ -209,17 +217,52 @@ def _connect(index: int, count: int) -> link.Link:
         peers[0] = socket.create_connection((host, port), timeout=link.SILENCE)
         peers[0].sendall(json.dumps([index, password]).encode() + b"\n")
         return link.Link(index, count, peers)
-    dual = socket.has_dualstack_ipv6()
-    with socket.create_server(
-        ("", 0), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=count, dualstack_ipv6=dual
-    ) as server:
-        password = secrets.token_hex()
+    joined: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
+    password = secrets.token_hex()
+    with _listener(_own_address(global_state.coordinator_address), count) as server:
         client.key_value_set(_KEY, json.dumps([server.getsockname()[1], password]))
         while len(peers) < count - 1:
-            peer, _ = server.accept()
-            peer.settimeout(link.SILENCE)
-            with contextlib.suppress(ValueError, OSError), peer.makefile("rb", buffering=0) as lines:
-                number, theirs = json.loads(lines.readline(1000))
-                if secrets.compare_digest(theirs, password):
-                    peers[number] = peer
+            with contextlib.suppress(OSError):  # also that nobody has come
+                peer, _ = server.accept()
+                threading.Thread(target=_greet, args=[peer, password, count, joined], daemon=True).start()
+            while not joined.empty():
+                peers.setdefault(*joined.get())
     return link.Link(index, count, peers)
+
+
+def _greet(peer: socket.socket, password: str, count: int, joined: queue.SimpleQueue) -> None:
+    """Lets a process of the run in; drops whoever else connects, whatever they send, or if they send nothing."""
+    peer.settimeout(link.SILENCE)
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        with peer.makefile("rb", buffering=0) as lines:
+            number, theirs = json.loads(lines.readline(1000))
+        if secrets.compare_digest(theirs, password) and number in range(1, count):
+            return joined.put((number, peer))
+    peer.close()
+
+
+def _own_address(coordinator: str) -> str | None:
+    """The coordinator's address where it is one of this machine's; of a name other machines may think otherwise."""
+    host = coordinator.rpartition(":")[0].strip("[]")
+    try:
+        ipaddress.ip_address(host)
+        with _listener(host, 1):
+            return host
+    except (ValueError, OSError):
+        return None
+
+
+def _bind_address(options: HostsConfig) -> str | None:
+    """Where JAX's coordinator listens; None: where JAX has it, which is everywhere."""
+    given = "JAX_COORDINATOR_BIND_ADDRESS" in os.environ
+    own = options.coordinator if options.index == 0 and not given else None
+    return own if own and _own_address(own) else None
+
+
+def _listener(host: str | None, backlog: int) -> socket.socket:
+    """On a free port, of one address or of all; waits for a moment only."""
+    dual = host is None and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual or ":" in (host or "") else socket.AF_INET
+    server = socket.create_server((host or "", 0), family=family, backlog=backlog, dualstack_ipv6=dual)
+    server.settimeout(0.2)
+    return server

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import socket
-import sys
 import threading
 import time
 from typing import Any, NoReturn
 
 from alignx_jax import exits
+from alignx_jax.console import leave
 
 _PING, SILENCE = 10, 60  # seconds between signs of life; without one for so long a process is gone (JAX: after 100)
 _GRACE = 5  # seconds for a process to end by itself when another one stopped: mostly for the same reason
@@ -143,7 +142,7 @@ class Link:
         if not self._index:
             self._wait_for_others()
         who = "" if lost else f"process {message['who']} of {self._count}: "
-        leave(f"run.py: {who}{message['stop']}", message["code"])
+        leave(f"run.py: {exits.one_line(who + str(message['stop']))}", message["code"])
 
     def _hold(self) -> None:
         """Says how often `stops_now` was called here; the next call waits until the last one for all is known."""
@@ -178,16 +177,3 @@ class Link:
         deadline = time.monotonic() + 2 * _GRACE
         while not self._index and self._open and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def leave(text: str, code: int) -> NoReturn:
-    """Ends the process from any thread, whatever the others of its threads wait for."""
-    stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # JAX's runtime, which meanwhile finds its connections closed
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # a progress bar hides the cursor
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    if text:
-        os.write(stderr, f"{text.rstrip()}\n".encode())
-    os._exit(code)

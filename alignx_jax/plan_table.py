@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from alignx_jax.machines import Machine
 from alignx_jax.plan import Plan
@@ -18,10 +20,10 @@ def of_one(plan: Plan, on: Machine) -> Table:
     table.add_row("settings", ", ".join(f"{name} {value}" for name, value in plan.settings.items()))
     table.add_row("compiled in", f"{plan.compile_seconds:.0f} s")
     if plan.refusal:
-        table.add_row("fits", f"[bold red]no[/bold red]: {plan.refusal}")
+        table.add_row("fits", Text.assemble(("no", "bold red"), f": {plan.refusal}"))
         return table
-    verdict = "[bold green]yes[/bold green]" if plan.fits else "[bold red]no[/bold red]"
-    table.add_row("fits", f"{verdict}: {_bytes(plan.total_bytes)} of {_bytes(plan.capacity)}")
+    verdict = ("yes", "bold green") if plan.fits else ("no", "bold red")
+    table.add_row("fits", Text.assemble(verdict, f": {_bytes(plan.total_bytes)} of {_bytes(plan.capacity)}"))
     table.add_row("  arguments", f"{_bytes(plan.argument_bytes)}, {_state(plan)}")
     table.add_row("  temporaries", _bytes(plan.temporary_bytes))
     table.add_row("model FLOPs", f"{_flops(plan.model_flops)}, without causal halving {_flops(plan.model_flops_full)}")
@@ -44,7 +46,9 @@ def of_one(plan: Plan, on: Machine) -> Table:
 
 def of_search(plans: Sequence[Plan]) -> Table:
     """One line a plan, in the order in which they were tried."""
-    table = Table(title="search", title_justify="left")
+    table = Table(
+        title="search", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )  # 80 columns are enough
     varied = {"mesh": "mesh", "accumulation": "micro-batches", "remat": "remat", "moment_dtype": "moment"}
     for name in (*varied.values(), "GiB", "best, s", "MFU"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from alignx_jax import hosts, storage, xla_flags
+from alignx_jax import console, hosts, storage, xla_flags
 from alignx_jax.config import Config
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
@@ -25,13 +24,16 @@ STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"
 """A run's folders, and what tables call their models."""
 
 
+_SILENT = 45.0  # seconds; a file or a scheduler's log gets a line after them
+
+
 @dataclasses.dataclass(frozen=True)
 class Session:
     """Of one start of the program."""
 
     config: Config
     mesh: Mesh
-    console: Console
+    console: console.Screen
     stop: stopping.Stop
     arguments: list[str]
     """Of the command line."""
@@ -52,7 +54,7 @@ class Session:
         return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
 
     def line(self, what: str, text: str) -> None:
-        self.console.print(f"[bold]{what:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+        console.say(self.console, text, what)
 
     def show_source(self, source: runs.Source) -> None:
         decoder = source.decoder_config()
@@ -63,7 +65,7 @@ class Session:
             f"{decoder.hidden_size}, vocabulary {decoder.vocab_size:,}",
         )
         if adapters := source.adapters():
-            self.line("", f"adapters of rank {adapters.rank}, merged into {source.base_model()}")
+            self.line("", f"with adapters of rank {adapters.rank}, trained on {source.base_model()}")
 
     def show_adapters(self, decoder: DecoderConfig) -> None:
         """What is trained with `--lora.rank`; a line only there."""
@@ -79,13 +81,24 @@ class Session:
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Progress bars on a terminal: what is under way, how much of it is done, how much it is in all."""
-        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            tasks = {}
+        """Progress bars on a terminal, elsewhere a line now and then: what is under way, how much of it is done, and of
+        how much."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+            tasks, said = {}, time.monotonic()
 
             def advance(name: str, done: int, total: int) -> None:
+                nonlocal said
+                if not self.console.is_terminal and time.monotonic() > said + _SILENT:
+                    said = time.monotonic()
+                    self.line("", f"{name}: {done:,} of {total:,}")
                 if name not in tasks:
-                    tasks[name] = bars.add_task(escape(name), total=total)
+                    tasks[name] = bars.add_task(console.printable(name), total=total)
                 bars.update(tasks[name], completed=done, visible=done < total)
 
             yield advance

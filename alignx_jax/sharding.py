@@ -369,7 +369,7 @@ def check(
     if decoder.hidden_size % data:
         raise UserError(
             f"--mesh: a data axis of {data} does not divide the model's hidden size {decoder.hidden_size}; "
-            f"give one that does, such as {math.gcd(data, decoder.hidden_size)}"
+            f"give one that does, such as {max(n for n in range(1, data) if decoder.hidden_size % n == 0)}"
         )
     if rows % accumulation:
         raise UserError(

@@ -28,6 +28,10 @@ os.environ.setdefault("EPATH_USE_TF", "false")  # an installed TensorFlow would 
 # Each listing is asked for anew: TensorStore and other processes write too.
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
+_SPECIAL = "*?[\\"
+"""Orbax's glob takes the first three in a path for patterns, and then finds nothing to write the index of;
+TensorStore takes the last one for a separator, and writes elsewhere."""
+
 
 def path(text: str) -> Path:
     """The path that a user has given.
@@ -48,6 +52,20 @@ def is_remote(path: Path) -> bool:
 
 def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
+
+
+def check_place(folder: Path) -> None:
+    """Refuses a folder that checkpoints cannot be written to.
+
+    Raises:
+      UserError: its path has a character that Orbax or TensorStore take for something else.
+    """
+    path = str(absolute(folder))
+    if special := [c for c in _SPECIAL if c in path]:
+        raise UserError(
+            f"--run={folder}: checkpoints cannot be written where the path has {' or '.join(special)} ({path}); give "
+            "another --run"
+        )
 
 
 def make(folder: Path) -> None:

@@ -6,12 +6,16 @@ How they find each other without flags: test_clusters.py.
 import json
 import os
 import pathlib
+import queue
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -98,6 +102,80 @@ def test_only_errors_of_the_runtime_wait_for_news(monkeypatch, error, cause, wai
     error.__cause__ = cause
     with pytest.raises(Told, match=str(waits)), hosts.together():
         raise error
+
+
+class Store:
+    """JAX's store of keys."""
+
+    def __init__(self):
+        self.values = queue.SimpleQueue()
+
+    def key_value_set(self, key, value):
+        self.values.put(json.loads(value))
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    """Port and password of the first process of three while it starts, and what it comes to have: its connections."""
+    store, came = Store(), queue.SimpleQueue()
+    state = types.SimpleNamespace(client=store, coordinator_address="127.0.0.1:1")
+    monkeypatch.setattr(hosts, "global_state", state)
+    monkeypatch.setattr(hosts.link, "Link", lambda index, count, peers: peers)
+    threading.Thread(target=lambda: came.put(hosts._connect(0, 3)), daemon=True).start()
+    return *store.values.get(timeout=10), came
+
+
+def test_whoever_else_connects_while_a_run_starts_is_dropped(listening):
+    port, password, came = listening
+
+    def send(line: bytes) -> socket.socket:
+        peer = socket.create_connection(("127.0.0.1", port), timeout=10)
+        peer.sendall(line + b"\n")
+        return peer
+
+    def greeting(number) -> bytes:
+        return json.dumps([number, password]).encode()
+
+    silent = socket.create_connection(("127.0.0.1", port))
+    lines = [
+        b"null",
+        b"[1, 5]",
+        b"[" * 999,
+        b'{"a": 1, "b": 2}',
+        b"\xff",
+        b"",
+        b"GET / HTTP/1.1",
+        b'[1, "\xc3\xa4"]',
+        b"1",
+    ]
+    lines += [b'[1, "wrong"]', *map(greeting, (0, 3, -1, "1", None, 1.5, [1]))]
+    for line in lines:
+        assert send(line).recv(1) == b"", line
+    first = send(greeting(1))
+    again = send(greeting(1))
+    second = send(greeting(2))
+    peers = came.get(timeout=10)
+    assert {n: peer.getpeername() for n, peer in peers.items()} in (
+        {1: one.getsockname(), 2: second.getsockname()} for one in (first, again)
+    )
+    silent.close()
+
+
+def test_the_first_process_listens_where_it_was_told_to(listening):
+    port, _, _ = listening
+    for address in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}:
+        if not address.startswith("127."):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=5)
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "own"),
+    [("127.0.0.1:8476", "127.0.0.1"), ("192.0.2.7:8476", None), ("localhost:8476", None), ("node-0.jobs:8476", None)],
+)
+def test_a_name_or_an_address_of_elsewhere_is_listened_for_everywhere(coordinator, own):
+    assert hosts._own_address(coordinator) == own
 
 
 CUT_OFF = """

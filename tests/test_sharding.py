@@ -167,7 +167,7 @@ def test_what_fits(spec):
             1,
             "the model's 512 vocabulary rows (padded); sizes that work: 1",
         ),
-        ("5x1", {}, 5, 1, "a data axis of 5 does not divide the model's hidden size 48"),
+        ("5x1", {}, 5, 1, "a data axis of 5 does not divide the model's hidden size 48; give one that does, such as 4"),
         ("1x1", {}, 9, 2, "--training.rows=9 cannot be split into --training.accumulation=2 micro-batches"),
         ("8x1", {}, 24, 2, "--training.rows=24 cannot be split into 2 micro-batches over the mesh's 8 data shards"),
         ("2x2x2", {}, 6, 1, "--training.rows=6 cannot be split into 1 micro-batches over the mesh's 4 data shards"),

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
 
+from alignx_jax.console import Screen
 from alignx_jax.data.examples import Examples
 from alignx_jax.data.identify import is_improbable, label_of, most_probable
 
@@ -57,7 +57,7 @@ def show(found: dict[str, Any]) -> Group:
     for name, one in found["directions"].items():
         tokens = (f"{one['tokens'][key]:,.0f}" for key in ("mean", "p95", "max"))
         directions.add_row(
-            escape(name.rpartition("/")[2]),
+            name.rpartition("/")[2],
             f"{one['examples']:,}",
             f"{one['duplicates']:,}",
             *tokens,
@@ -68,7 +68,7 @@ def show(found: dict[str, Any]) -> Group:
         out.add_column(name, justify="right" if name == "number" else "left")
     for one in found["sources"]:
         for reason, count in [*one["bad_lines"].items(), *one["dropped"].items()]:
-            out.add_row(escape(one["source"]), escape(reason), f"{count:,}")
+            out.add_row(one["source"], reason, f"{count:,}")
     languages = Table(title="languages in doubt", title_justify="left")
     for name in ("language", "checked", "doubtful", "taken for", "such as"):
         languages.add_column(name, justify="right" if name in ("checked", "doubtful") else "left")
@@ -80,7 +80,7 @@ def show(found: dict[str, Any]) -> Group:
                 ", ".join(f"{label} {count}" for label, count in list(one["taken_for"].items())[:3]) or "nothing clear"
             )
             example = one["examples"][0]
-            such = escape(f"{example['text'][:40]} ({example['origin'].rpartition('/')[2]})")
+            such = f"{example['text'][:40]} ({example['origin'].rpartition('/')[2]})"
             share = f"{one['doubtful']:,} ({one['doubtful'] / one['checked']:.1%})"
             languages.add_row(code, f"{one['checked']:,}", share, taken or "nothing clear", such)
     return Group(*(table for table in (directions, out, languages) if table.row_count))
@@ -88,7 +88,7 @@ def show(found: dict[str, Any]) -> Group:
 
 def html(found: dict[str, Any]) -> str:
     """The report as a page that needs no other file."""
-    console = Console(record=True, file=io.StringIO(), width=160)
+    console = Screen(record=True, file=io.StringIO(), width=160)
     console.print(show(found))
     return console.export_html()
 

@@ -1,6 +1,6 @@
 """lm-evaluation-harness with our models: its tasks by name, and tasks of our own whose files are on this machine.
 
-The harness is optional: `pip install "alignx_jax[harness]"`. Its command line with our models is this module:
+The harness is optional: `pip install "lm_eval~=0.4.13"`. Its command line with our models is this module:
 
     python -m alignx_jax.evaluation.harness --model alignx_jax --model_args pretrained=FOLDER,mesh=8x1 --tasks arc_easy
 """
@@ -119,7 +119,7 @@ def load_tasks(names: tuple[str, ...], data: str | None) -> list:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError(
-            '--evaluation.tasks needs lm-evaluation-harness; pip install "alignx_jax[harness]", or leave it out'
+            '--evaluation.tasks needs lm-evaluation-harness; pip install "lm_eval~=0.4.13", or leave it out'
         ) from None
     ours = _ours()
     manager = TaskManager(include_defaults=not ours.keys() >= set(names))  # finding the harness's takes seconds
@@ -243,7 +243,7 @@ def main() -> None:
 
         import alignx_jax.evaluation.harness_model  # noqa: F401  registers the model
     except ImportError:
-        sys.exit('lm-evaluation-harness is not installed; pip install "alignx_jax[harness]"')
+        sys.exit('lm-evaluation-harness is not installed; pip install "lm_eval~=0.4.13"')
     try:
         cli_evaluate()
     except UserError as error:

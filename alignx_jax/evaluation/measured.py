@@ -78,7 +78,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     options, source, sentences = config.evaluation, subject.source, material.sentences
     encoder = tokenizer.load(source.huggingface, source.decoder_config().vocab_size)
     eos_ids = sorted({*huggingface.stop_ids(source.huggingface, encoder.eos_id), *chats.turn_ends(encoder)})
-    decoder, dtype = source.load(mesh), jnp.dtype(config.training.compute_dtype)
+    decoder, classifier = source.load(mesh), source.load_classifier(mesh)  # at once: a run may be training
+    dtype = jnp.dtype(config.training.compute_dtype)
     shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
 
     def told(what: str) -> Callable[[int, int], None]:
@@ -94,7 +95,9 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
         choices = scoring.two_option_accuracy(
             decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
         )
-    aligned, by_sentence, projection = _alignment(config, material, subject, decoder, encoder, mesh, shape, told)
+    aligned, by_sentence, projection = _alignment(
+        config, material, subject, decoder, encoder, classifier, mesh, shape, told
+    )
     translated = None
     if material.directions:
         outputs = translation.translate(
@@ -157,7 +160,7 @@ def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> tr
     )
 
 
-def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
+def _alignment(config, material, subject, decoder, encoder, classifier, mesh, shape, told):
     """The part `alignment` of a model's record, the single sentences behind it, and the projection."""
     sentences, pivot = material.sentences, config.evaluation.pivot
     languages, done = list(sentences), 0
@@ -171,7 +174,7 @@ def _alignment(config, material, subject, decoder, encoder, mesh, shape, told):
     vectors = alignment.sentence_vectors(decoder, encoder, sentences, mesh, **shape, progress=progress)
     found = layers.measure(vectors, languages, pivot, subject.align_layer, config.seed, mesh)
     head = None
-    if classifier := subject.source.load_classifier(mesh):
+    if classifier:
         states_KxNxD = vectors.predicting[subject.matching_layer]
         accuracy = metrics.matching_accuracy(
             states_KxNxD.reshape(-1, states_KxNxD.shape[-1]),

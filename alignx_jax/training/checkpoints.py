@@ -19,9 +19,9 @@ from collections.abc import Callable, Collection
 
 from orbax.checkpoint import v1 as ocp
 
-from alignx_jax import hosts, storage
+from alignx_jax import console, hosts, storage
 from alignx_jax.exits import StorageError, UserError
-from alignx_jax.training import durable
+from alignx_jax.training import durable, written
 from alignx_jax.training.state import Params, TrainState
 
 Warn = Callable[[str], None]
@@ -33,6 +33,10 @@ _LATEST = "latest.json"
 
 # Threads of Orbax log the errors that `wait` raises, with their tracebacks, once each.
 logging.getLogger("absl").addFilter(lambda record: not (record.module == "future" and record.exc_info))
+
+
+class Deleted(Exception):
+    """A checkpoint was deleted while it was read."""
 
 
 class Damaged(Exception):
@@ -54,30 +58,37 @@ def hide_late_writes() -> None:
     sys.unraisablehook = hook
 
 
-def to_stderr(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 class Checkpoints:
     """The checkpoints in one folder.
 
     The data position is the step itself: batch k of a run is a function of its configuration and k alone.
     """
 
-    def __init__(self, folder: storage.Path, keep: int = 1, *, writable: bool = False, warn: Warn = to_stderr):
+    def __init__(self, folder: storage.Path, keep: int = 1, *, writable: bool = False, warn: Warn = console.warn):
+        """
+        Raises:
+          UserError: `writable`, and the path has a character that checkpoints cannot be written with.
+        """
         self._folder, self._keep, self._writable, self._warn = storage.absolute(folder), keep, writable, warn
         self._saving: tuple[int, float | None, concurrent.futures.Future] | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1)
         self._first = hosts.is_first()
+        if writable:
+            storage.check_place(self._folder)
         if writable and self._first:
             storage.make(self._folder)
             self._clean()
-        self._losses = {}
+        self._losses = self._list()
+
+    def _list(self) -> dict[int, float | None]:
+        """The validation loss of each finished step."""
+        losses = {}
         for step in self._finished():
             try:
-                self._losses[step] = self._checksums(step)["validation_loss"]
+                losses[step] = self._checksums(step)["validation_loss"]
             except Damaged:
-                self._losses[step] = None  # `sound` says what is wrong with it
+                losses[step] = None  # `sound` says what is wrong with it
+        return losses
 
     @property
     def latest(self) -> int | None:
@@ -114,6 +125,9 @@ class Checkpoints:
                 self._verify(step, parts)
                 break
             except Damaged as error:
+                if self.is_deleted(step):
+                    self._losses = {k: loss for k, loss in self._list().items() if k not in damaged}
+                    continue
                 damaged[step] = str(error)
                 del self._losses[step]
         listed = [f"{self._folder}/{k}: {why}" for k, why in damaged.items()]
@@ -130,6 +144,11 @@ class Checkpoints:
                     durable.write(self._folder / f"{bad}" / _DAMAGED, f"{why}\n")
                     (self._folder / f"{bad}" / CHECKSUMS).unlink(missing_ok=True)
         return step
+
+    def is_deleted(self, step: int) -> bool:
+        """Whether the run, which is only read here and still trains, has deleted a step since it was listed."""
+        folder = self._folder / f"{step}"
+        return not self._writable and not (folder / CHECKSUMS).is_file() and not self._is_known(step)
 
     def _is_known(self, step: int) -> bool:
         """To be damaged, since an earlier start."""
@@ -157,16 +176,21 @@ class Checkpoints:
         try:
             if self._first:
                 self._delete(step)  # a damaged one; Orbax's own start lets no process write before
-            response = ocp.save_checkpointables_async(self._folder / f"{step}", _parts(state))
+            parts = _parts(state)
+            kinds = written.kinds(parts)
+            response = ocp.save_checkpointables_async(self._folder / f"{step}", parts)
         except Exception as error:
             raise self._failed(step, error) from error
-        self._saving = step, validation_loss, self._background.submit(self._finish, response, step, validation_loss)
+        finish = self._background.submit(self._finish, response, step, validation_loss, kinds)
+        self._saving = step, validation_loss, finish
 
-    def _finish(self, response: ocp.AsyncResponse, step: int, validation_loss: float | None) -> None:
+    def _finish(
+        self, response: ocp.AsyncResponse, step: int, validation_loss: float | None, kinds: written.Kinds
+    ) -> None:
         """In the background."""
         response.result()
         if self._first:
-            self._mark(step, validation_loss)
+            self._mark(step, validation_loss, kinds)
 
     def poll(self) -> None:
         """Learns how the save under way ended, if it has; never waits.
@@ -235,11 +259,21 @@ class Checkpoints:
         return TrainState(step=found["count"]["step"], params=params, optimizer=found["optimizer"])
 
     def restore_part(self, step: int, like: dict[str, Params]) -> dict[str, Params]:
-        """Some of a state's items alone, such as the decoder's parameters, by their names."""
+        """Some of a state's items alone, such as the decoder's parameters, by their names.
+
+        Raises:
+          Deleted: the run, which still trains, has deleted the step.
+          UserError: it is not of this model.
+        """
+        where = f"{self._folder}/{step}"
         try:
             return ocp.load_checkpointables(self._folder / f"{step}", like)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{self._folder}/{step}: this checkpoint is not of this model: {error}") from error
+        except Exception as error:  # half of its files may be there
+            if self.is_deleted(step):
+                raise Deleted(where) from error
+            if isinstance(error, ValueError | KeyError):
+                raise UserError(f"{where}: this checkpoint is not of this model: {error}") from error
+            raise
 
     def _finished(self) -> list[int]:
         if not self._folder.is_dir():
@@ -251,10 +285,13 @@ class Checkpoints:
         """What process 0 finds, on all processes."""
         return hosts.share(f"checkpoint of {self._folder}", find() if self._first else None)
 
-    def _mark(self, step: int, validation_loss: float | None) -> None:
-        """Checksums of everything: with them the checkpoint is finished."""
+    def _mark(self, step: int, validation_loss: float | None, kinds: written.Kinds) -> None:
+        """Checksums of everything, once it is seen to be there: with them the checkpoint is finished."""
         folder = self._folder / f"{step}"
-        record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, storage.files(folder))}
+        sizes = storage.files(folder)
+        if lacks := written.incomplete(folder, sizes, kinds):
+            raise Damaged(lacks)
+        record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, sizes)}
         durable.write(folder / CHECKSUMS, json.dumps(record | {"sha256": _digest_of(record)}, indent=1) + "\n")
 
     def _checksums(self, step: int) -> dict:

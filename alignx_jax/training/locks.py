@@ -10,9 +10,8 @@ import socket
 import time
 from collections.abc import Iterator
 
-from alignx_jax import hosts, storage
+from alignx_jax import console, hosts, storage
 from alignx_jax.exits import UserError
-from alignx_jax.training.checkpoints import to_stderr
 
 
 @contextlib.contextmanager
@@ -33,7 +32,7 @@ def hold(folder: storage.Path, flag: str = "--run") -> Iterator[None]:
         yield
         return
     if storage.is_remote(folder):
-        to_stderr(f"gs:// has no locks: see to it that no other run uses {folder}")
+        console.warn(f"gs:// has no locks: see to it that no other run uses {folder}")
         yield
         return
     file = folder.with_name(folder.name + ".lock")
@@ -63,7 +62,7 @@ def _locked(path: pathlib.Path, folder: pathlib.Path, flag: str) -> Iterator[Non
                     f"{folder} is in use by another run ({who}); wait for it, stop it, or give another {flag}"
                 ) from None
         except OSError as error:
-            to_stderr(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
+            console.warn(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses {folder}")
             break
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

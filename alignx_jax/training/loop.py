@@ -14,6 +14,7 @@ from rich.console import Console
 
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config
+from alignx_jax.console import say
 from alignx_jax.data import pipeline
 from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
@@ -258,10 +259,10 @@ def train(
         )
     if plan.two_passes:
         share = "quarter" if plan.remat == "block" else "third"  # of 4 forward passes' products, or of 3
-        console.print(
+        say(
+            console,
             f"--objective.negatives=step: pairs meet those of all {plan.accumulation} micro-batches, "
             f"and each step runs the layers forward once more (at most a {share} more computation)",
-            soft_wrap=True,
         )
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     corpora = {c.source: c.fingerprint for c in data.corpora}

@@ -7,11 +7,24 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from alignx_jax.console import say
 
 SHORT = {"loss": "loss", "next_token": "next-token", "contrastive": "contrastive", "language_matching": "matching"}
 Batch = TypeVar("Batch")
+_WIDE = 110  # columns of a terminal that has room for a bar
 _LINES = 20  # a run prints about this many lines where there is no terminal
 
 
@@ -23,6 +36,13 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class _Cut(ProgressColumn):
+    """The one column that gets shorter on a narrow terminal."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
 
 
 class StageProgress:
@@ -39,11 +59,11 @@ class StageProgress:
         self._tokens, self._start = 0.0, time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            *([BarColumn(20, table_column=Column(no_wrap=True))] if console.width >= _WIDE else []),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            _Cut(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -90,7 +110,7 @@ class StageProgress:
         return rates
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def change_table(title: str, before: dict[str, float], after: dict[str, float]) -> Table:

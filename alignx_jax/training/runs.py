@@ -30,7 +30,7 @@ from alignx_jax.models import families, huggingface, lora, other_formats, peft, 
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
 from alignx_jax.training import base, companions, durable, locks
-from alignx_jax.training.checkpoints import Checkpoints
+from alignx_jax.training.checkpoints import Checkpoints, Deleted
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
@@ -60,6 +60,7 @@ _SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width
 _SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
 _BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
 _T = TypeVar("_T")
+_ATTEMPTS = 5  # at a checkpoint that a run, which trains, deletes meanwhile
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
 
@@ -243,7 +244,18 @@ class Source:
             {part: params},
             sharding.parameter_shardings({part: params}, mesh),
         )
-        return Checkpoints(self.run / "checkpoints").restore_part(self.step, like)[part]
+        for _ in range(_ATTEMPTS):
+            try:
+                return Checkpoints(self.run / "checkpoints").restore_part(self.step, like)[part]
+            except Deleted as error:
+                gone = error
+            if part != "decoder" or hosts.count() > 1:
+                break
+            del self.__dict__["step"]
+        raise UserError(
+            f"{gone} was deleted while it was read: {self.run} is still being trained; give the same command again, or "
+            "when it is done"
+        )
 
 
 def random_decoder(config: families.DecoderConfig, dtype=jnp.float32) -> Decoder:
@@ -401,4 +413,15 @@ def check_shared(folder: storage.Path) -> None:
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
     """Settings that may not differ and do: by their names, as saved and as asked for."""
     old, new = flat(saved), flat(asked)
-    return {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
+    differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
+    shards = {sharding.data_shards(sharding.abstract_mesh(config.mesh)) for config in (saved, asked)}
+    if len(shards) > 1 and _pairs_meet_by_device(saved):
+        differences["mesh"] = saved.mesh, asked.mesh
+    return differences
+
+
+def _pairs_meet_by_device(config: Config) -> bool:
+    """Whether the losses depend on how many devices the rows are divided among."""
+    objective = config.objective
+    pairs = config.stage == "1" and (objective.contrastive.weight or objective.language_matching.weight)
+    return bool(pairs) and objective.negatives == "micro-batch"

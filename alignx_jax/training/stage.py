@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NoReturn
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
+from alignx_jax.console import say
 from alignx_jax.data import pipeline
 from alignx_jax.exits import Diverged, Interrupted, StorageError, UserError
 from alignx_jax.models.architecture import DecoderConfig
@@ -107,11 +108,12 @@ class Stage:
         self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
         self.log: metrics.MetricsLog | None = None  # of the first process
         self.wandb: wandb_log.WandbLog | None = None  # of the first process, if asked for
-        self.silent: set[str] = set()  # auxiliary losses that were 0 or without gradient in the last step
+        self.connected: set[str] = set()  # auxiliary losses whose gradient has reached the model in this run
+        self.silent: set[str] = set()  # those that have never, and did not in the last step
         self.skipped = 0  # updates left out
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def train(self, title: str, load: Callable[[], Decoder]) -> Result:
         """From wherever the folder stands to the end; `load` is called at the beginning, or if weights are frozen."""
@@ -133,6 +135,7 @@ class Stage:
         self.first = self.checkpoints.sound("latest") or 0
         logged = metrics.read(self.folder, "train")
         self.skipped = sum(record.get("skipped") or 0 for record in logged if record["step"] <= self.first)
+        self.connected = set(hosts.share("connected", _connected(r for r in logged if r["step"] <= self.first)))
         if hosts.is_first():
             self.log = metrics.MetricsLog(self.folder, self.first)
             if self.config.training.wandb and self.first < self.last:
@@ -244,7 +247,8 @@ class Stage:
                     self.report(*waiting)
                     waiting = None
                     passed = time.monotonic() - self.begun
-                    bar.note(f"first step {passed:.0f} s after the data, {waited:.0f} s of them for the compiler")
+                    waiting_for = f", {waited:.0f} s of them waiting for the compiler" if waited >= 1 else ""
+                    bar.note(f"first step {passed:.0f} s after the data{waiting_for}")
                     bar.restart_clock(step)
                 self.checkpoints.poll()
                 stopped = self.stop.reached()
@@ -301,8 +305,9 @@ class Stage:
     def _check(self, step: int, values: dict[str, float]) -> None:
         if bad := _not_finite(values):
             self._diverge(step, f"{bad} not finite")
-        auxiliary = [k for k in self.plan.weights if k != "next_token"]
-        silent = {k for k in auxiliary if values["pairs"] > 1 and 0 in (values[k], values[f"reach/{k}"])}
+        self.connected.update(_connected([values]))  # what is learnt may be 0 from here on
+        auxiliary = {k for k in self.plan.weights if k != "next_token"}
+        silent = auxiliary - self.connected if values["pairs"] > 1 else set()
         for name in silent & self.silent:  # once may be chance: a step of nothing but duplicates has no negatives
             raise Diverged(
                 f"steps {step - 1} and {step}: {name} is {values[name]} and the norm of its gradient at the pooled "
@@ -335,6 +340,11 @@ class Stage:
         """Ends all that is being written; what went wrong with it, what matters most first."""
         logs = [log.close for log in (self.log, self.wandb) if log]
         return _errors_of(self.checkpoints.wait, *logs, self.profiler.close)
+
+
+def _connected(records: Iterable[dict[str, float | None]]) -> list[str]:
+    """The auxiliary losses whose gradient was above 0 in any of these records."""
+    return sorted({k.removeprefix("reach/") for r in records for k, v in r.items() if k.startswith("reach/") and v})
 
 
 def _not_finite(values: dict[str, float]) -> str:

@@ -249,7 +249,7 @@ def gradients(
 
         (of_pooled, of_beside), means = jax.grad(loss, argnums=(0, 1), has_aux=True)(pooled_RxPxKxD, beside)
         halves = dict(zip(LOSSES[1:], jnp.split(of_pooled, 2, axis=2), strict=True))
-        return of_pooled, of_beside, means | {f"reach/{k}": jnp.sum(halves[k] ** 2) for k in means}
+        return of_pooled, of_beside, means | {f"reach/{k}": _norm(halves[k]) for k in means}
 
     def add(total: Params, xs: tuple[Batch, jax.Array | None]) -> tuple[Params, Metrics]:
         micro, of_pooled = xs
@@ -274,11 +274,16 @@ def gradients(
         of_pooled, of_beside, metrics = of_pairs(join(pooled, recipe), batch)
         of_pooled = split(of_pooled, recipe)
     total, of_micro = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (micro_batches, of_pooled))
-    metrics |= jax.tree.map(lambda x_A: jnp.sum(x_A, axis=0), of_micro)
+    metrics |= {k: _norm(x_A) if k.startswith("reach/") else jnp.sum(x_A, axis=0) for k, x_A in of_micro.items()}
     loss = sum(factor * metrics[k] for k, factor in recipe.weights.items())
     counts = {"tokens": weights["next_token"], "pairs": jnp.sum(batch.valid)}
-    metrics = {k: jnp.sqrt(v) if k.startswith("reach/") else v for k, v in metrics.items()}
     return total | of_beside, {"loss": loss} | metrics | counts
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """The Euclidean norm of all of `x`, of any scale: in float32 the square of what is below 1e-22 is 0."""
+    most = jnp.max(jnp.abs(x))
+    return most * jnp.sqrt(jnp.sum((x / jnp.where(most > 0, most, 1.0)) ** 2))
 
 
 def _means(sums: dict[str, jax.Array], weights: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,8 +1,8 @@
-"""Requests to stop: SIGTERM of a scheduler, Ctrl-C of a person.
+"""Requests to stop: a scheduler's signal, Ctrl-C of a person, a terminal or a reader of stdout that is gone.
 
 Signals are heard by a thread of its own, also while the main thread compiles or waits for a device. Between steps the
 loop asks `reached`. Everywhere else the process ends at once: files are whole or not there at any instant, so that only
-steps could be lost, and there are none.
+steps could be lost, and there are none. What is asked for is done first, and printed then, if it can be.
 """
 
 from __future__ import annotations
@@ -12,28 +12,49 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
-from alignx_jax import exits, hosts
+from alignx_jax import console, exits, hosts
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (
+    signal.SIGHUP,  # the terminal is gone
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,  # warnings that schedulers are asked for
+    signal.SIGUSR2,
+    signal.SIGXCPU,  # the limit of `ulimit -t`
+)
+_ONE = 2.0  # seconds in which signals are one request: `timeout` sends two, Ctrl-C goes to a whole pipeline
 
 
 class Stop:
-    """As a context, takes over SIGTERM and SIGINT; only the main thread can enter it."""
+    """As a context, takes over the signals that ask a program to end; only the main thread can enter it.
 
-    def __init__(self, leave=os._exit):
+    SIGHUP stays ignored where it is: that is what nohup is for.
+    """
+
+    def __init__(self, leave=console.leave):
         self.requested = False
         self._leave, self._finishing = leave, False
+        self._since, self._lock = 0.0, threading.Lock()
 
     def __enter__(self) -> Stop:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
+        if self._handlers[signal.SIGHUP] is signal.SIG_IGN:
+            del self._handlers[signal.SIGHUP]
+        for number in self._handlers:
             signal.signal(number, lambda *_: None)  # the thread acts
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, console.Output):
+                stream.in_a_hurry = lambda: self.requested
+        if isinstance(sys.stdout, console.Output):
+            sys.stdout.reader_gone = lambda: self._request("the reader of stdout is gone")
         return self
 
     def __exit__(self, *error) -> None:
@@ -66,20 +87,20 @@ class Stop:
 
     def _listen(self) -> None:
         while received := os.read(self._read, 1):
-            if received[0] in _SIGNALS:
+            if received[0] in self._handlers:
                 self._request(signal.Signals(received[0]).name)
         os.close(self._read)
 
-    def _request(self, name: str) -> None:
-        again, self.requested = self.requested, True
+    def _request(self, what: str) -> None:
+        with self._lock:
+            again, now = self.requested, time.monotonic()
+            if again and now < self._since + _ONE:
+                return
+            self.requested = True
+            self._since = self._since if again else now
         if not self._finishing or again:
-            what = "stopped at once" if again else "stopped; nothing was under way that has to be saved"
-            self._say(f"run.py: {name}: {what}; the same command goes on from the last checkpoint")
-            self._leave(exits.INTERRUPTED)
+            how = "stopped at once" if again else "stopped; nothing was under way that has to be saved"
+            self._leave(f"run.py: {what}: {how}; the same command goes on from the last checkpoint", exits.INTERRUPTED)
             return
-        self._say(f"{name}: finishing the step and saving; once more stops at once")
         hosts.ask_to_stop()
-
-    def _say(self, text: str) -> None:
-        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""  # a progress bar hides it
-        print(f"{show_cursor}{text}", file=sys.stderr, flush=True)
+        console.note(f"{what}: finishing the step and saving; once more stops at once")

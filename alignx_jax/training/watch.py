@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from alignx_jax import hosts, storage
-from alignx_jax.training.checkpoints import to_stderr
+from alignx_jax import console, hosts, storage
 
 
 class Watch:
@@ -25,7 +24,7 @@ class Watch:
 
     def __init__(self, seconds: float, folder: storage.Path, tell: Callable[[str], None]):
         self._seconds, self._folder = seconds, folder
-        self._tell = tell if hosts.is_first() else to_stderr
+        self._tell = tell if hosts.is_first() else console.warn
         self._stacks = folder / ("stalls.txt" if hosts.is_first() else f"stalls.{hosts.index()}.txt")
         self._who = f"process {hosts.index()} of {hosts.count()}: " if hosts.count() > 1 else ""
         self._now = "starting", time.monotonic()

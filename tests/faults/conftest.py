@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
 import json
 import os
 import pathlib
+import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +79,19 @@ class Bench:
     def finish(self, run: pathlib.Path, stage: int | str, **flags) -> Ended:
         with self.start(run, stage, **flags) as running:
             return running.wait()
+
+    @contextlib.contextmanager
+    def piped(self, run: pathlib.Path, stage: int | str, stdout=subprocess.PIPE) -> Iterator[subprocess.Popen]:
+        """Started with pipes, or `stdout`, in the place of files; at the end it is gone."""
+        command = program.command(self.flags(run, stage))
+        process = subprocess.Popen(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=self._environment
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def assert_undisturbed(self, run: pathlib.Path, stage: int) -> None:
         """`run` ends as the undisturbed one: every array bit for bit, every record, none missing, none twice."""

@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 from flax import nnx
 
-from alignx_jax import sharding
+from alignx_jax import sharding, storage
 from alignx_jax.config import OptimizerConfig
 from alignx_jax.exits import StorageError, UserError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import decoder_config
 from alignx_jax.training import checkpoints as module
-from alignx_jax.training import durable, optimizer, state
+from alignx_jax.training import durable, optimizer, state, written
 from alignx_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -82,6 +83,87 @@ def test_the_latest_and_the_best_stay(tmp_path):
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.is_dir()) == [2, 5, 6]
     again = Checkpoints(tmp_path)
     assert (again.latest, again.best) == (6, 2)
+
+
+@pytest.mark.parametrize("name", ["mk[v2]", "a*b", "why?", "a\\b"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """It would write checkpoints that nobody can read."""
+    with pytest.raises(UserError, match=r"^--run=.*: checkpoints cannot be written where the path has [*?[\\]"):
+        Checkpoints(tmp_path / name / "checkpoints", writable=True)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["{a}", "a::b", "pct%41 #x", "ünï", "x.orbax-checkpoint-tmp-7", "file:a"])
+def test_any_other_path_is_written_and_read(tmp_path, name):
+    (tmp_path / name).mkdir()
+    states = saved(tmp_path / name, {7: None})
+    restored = Checkpoints(tmp_path / name).restore(7, fresh("1x1", seed=1))
+    for a, b in zip(*map(jax.tree.leaves, (states[7], restored)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_without_its_arrays_is_none(tmp_path, monkeypatch):
+    """Orbax finds nothing to write an index of, warns, and says that it has saved."""
+    monkeypatch.setattr(storage, "check_place", lambda folder: None)
+    checkpoints = Checkpoints(tmp_path / "mk[v2]", writable=True)
+    checkpoints.save(7, fresh("1x1"), None)
+    with pytest.raises(StorageError, match=r"mk\[v2\]/7: .*could not be written \(\w+/manifest.ocdbt is missing\)"):
+        checkpoints.wait()
+    assert Checkpoints(tmp_path / "mk[v2]").latest is None
+
+
+def _other_shape(items):
+    items["decoder"]["norm"] = jnp.zeros((17,))
+
+
+def _one_more(items):
+    items["classifier"]["more"] = jnp.zeros(())
+
+
+@pytest.mark.parametrize("change", [_other_shape, _one_more])
+def test_other_arrays_than_the_state_has_are_no_checkpoint_of_it(tmp_path, change):
+    state = fresh("4x2")
+    saved(tmp_path, {7: None})
+    items = {name: dict(params) for name, params in state.params.items()}
+    sizes = storage.files(tmp_path / "7")
+    assert written.incomplete(tmp_path / "7", sizes, written.kinds(items)) is None
+    change(items)
+    assert "has not the arrays" in written.incomplete(tmp_path / "7", sizes, written.kinds(items))
+
+
+def test_a_part_of_an_array_that_is_not_in_the_index_is_missed(tmp_path):
+    """As where a process's part came too late for the index."""
+    checkpoints, state = Checkpoints(tmp_path, writable=True), fresh("4x2")
+    checkpoints.save(7, state, None)
+    checkpoints.wait()
+    base = {"driver": "file", "path": f"{tmp_path}/7/decoder/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store.delete_range(tensorstore.KvStore.KeyRange("embedding/c/3/1", "embedding/c/3/2")).result()
+    sizes, kinds = storage.files(tmp_path / "7"), written.kinds({"decoder": state.params["decoder"]})
+    assert written.incomplete(tmp_path / "7", sizes, kinds) == "decoder has 7 of 8 parts of embedding"
+
+
+def deletes(folder: pathlib.Path, step: int) -> None:
+    """What a run that trains does: the checksums first."""
+    (folder / f"{step}" / module.CHECKSUMS).unlink()
+    (folder / f"{step}" / "decoder" / "manifest.ocdbt").unlink()
+
+
+def test_a_step_that_is_deleted_while_it_is_verified_gives_way_without_a_warning(tmp_path):
+    saved(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0})
+    warnings = []
+    reader = Checkpoints(tmp_path, warn=warnings.append)
+    deletes(tmp_path, 2)
+    assert reader.sound("best", ("decoder",)) == 3 and not warnings
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads given up half-way
+def test_a_step_that_is_deleted_while_it_is_read_is_told_as_such(tmp_path):
+    states = saved(tmp_path, {1: None, 2: None})
+    reader = Checkpoints(tmp_path)
+    deletes(tmp_path, 1)
+    with pytest.raises(module.Deleted, match="/1"):
+        reader.restore_part(1, {"decoder": states[1].params["decoder"]})
 
 
 def test_without_validation_the_latest_is_the_best(tmp_path):

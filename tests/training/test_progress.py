@@ -1,11 +1,13 @@
 """The rates that are shown and logged: over the time since the clock started, and only what is known."""
 
 import io
+import re
 import time
 
 import pytest
 from rich.console import Console
 
+from alignx_jax.console import Screen
 from alignx_jax.training import progress
 
 
@@ -45,3 +47,15 @@ def test_mfu_is_the_time_at_the_peak_over_the_time_it_took(monkeypatch):
     (_, *rest), shown = run(monkeypatch, 0.9)
     assert [one["mfu"] for one in rest] == [pytest.approx(0.9 / 2)] * 4
     assert "MFU 45.0%" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_cuts_neither_the_step_nor_the_time_left(width):
+    file = io.StringIO()
+    screen = Screen(file=file, width=width, force_terminal=True, color_system=None)
+    values = dict.fromkeys(("loss", "next_token", "contrastive", "language_matching"), 1.0) | {"tokens": 9.0}
+    with progress.StageProgress(screen, "next-token only", 0, 12000) as bar:
+        bar.step(11999, values)
+    last = file.getvalue().split("\x1b[2K")[-1]
+    assert re.search(r"next-token only .*11999/12000 [-\d]+:[-\d]+:[-\d]+ loss 1.000", last)
+    assert ("tokens/s" in last) == (width == 200)

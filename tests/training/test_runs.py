@@ -12,7 +12,7 @@ from alignx_jax.config import Config, LoraConfig, ObjectiveConfig, TrainingConfi
 from alignx_jax.config import LanguageMatchingConfig as Matching
 from alignx_jax.config_files import from_json
 from alignx_jax.exits import UserError
-from alignx_jax.training import runs
+from alignx_jax.training import checkpoints, runs
 
 CONFIG = Config(model="sample")
 
@@ -45,6 +45,79 @@ def test_other_settings_are_refused_unless_accepted(tmp_path):
     assert runs.can_continue(folder, longer, {"sample": "abd"})
     assert runs.can_continue(folder, dataclasses.replace(longer, accept_changes=True), {"sample": "abd"})
     assert len(list(folder.glob("config.*.json"))) == 1, "nothing changed, nothing kept"
+
+
+@pytest.mark.parametrize(
+    ("negatives", "stage", "mesh", "refused"),
+    [
+        ("micro-batch", "1", "2x1", True),
+        ("micro-batch", "1", "2x4x1", False),
+        ("micro-batch", "1", "8x2", False),
+        ("micro-batch", "2", "2x1", False),
+        ("global", "1", "2x1", False),
+        ("step", "1", "2x1", False),
+    ],
+)
+def test_a_mesh_on_which_other_pairs_meet_is_another_setting(tmp_path, negatives, stage, mesh, refused):
+    """With negatives of a micro-batch a pair meets those of its own device alone."""
+    objective = ObjectiveConfig(negatives=negatives)
+    config = dataclasses.replace(CONFIG, stage=stage, mesh="8x1", objective=objective)
+    runs.claim(tmp_path / "stage", config, runs.find("sample"), {})
+    other = dataclasses.replace(config, mesh=mesh)
+    if refused:
+        with pytest.raises(UserError, match=r"mesh: 8x1 there, 2x1 here.*--accept-changes"):
+            runs.can_continue(tmp_path / "stage", other, {})
+    else:
+        assert runs.can_continue(tmp_path / "stage", other, {})
+    assert runs.can_continue(tmp_path / "stage", dataclasses.replace(other, accept_changes=True), {})
+
+
+class Training:
+    """Checkpoints of a run that deletes each before it is read, `times` times."""
+
+    def __init__(self, times: int):
+        self.left, self.best = times, 0
+
+    def __call__(self, folder):
+        return self
+
+    def sound(self, which, parts):
+        self.best += 1
+        return self.best
+
+    def restore_part(self, step, like):
+        self.left -= 1
+        if self.left >= 0:
+            raise checkpoints.Deleted(f"{step}")
+        return {name: step for name in like}
+
+
+@pytest.fixture
+def training(monkeypatch):
+    def training(times: int) -> runs.Source:
+        monkeypatch.setattr(runs, "Checkpoints", Training(times))
+        monkeypatch.setattr(runs.sharding, "parameter_shardings", lambda tree, mesh: tree)
+        return runs.Source("x", pathlib.Path("x"), pathlib.Path("x"))
+
+    return training
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_gives_way_to_the_next(training):
+    source = training(2)
+    assert source._restore("decoder", {}, None, None) == source._restore("classifier", {}, None, None) == 3
+
+
+def test_a_run_that_deletes_faster_than_it_is_read_is_told(training):
+    with pytest.raises(UserError, match=r"was deleted while it was read: x is still being trained; give the same"):
+        training(9)._restore("decoder", {}, None, None)
+
+
+def test_parts_of_different_checkpoints_are_never_read(training, monkeypatch):
+    source = training(0)
+    assert source._restore("decoder", {}, None, None) == 1
+    runs.Checkpoints.left = 1
+    with pytest.raises(UserError, match="was deleted while it was read"):
+        source._restore("classifier", {}, None, None)
 
 
 def matching(**settings) -> Config:

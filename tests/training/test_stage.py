@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import time
+import types
 import warnings
 
 import jax
@@ -23,7 +24,7 @@ from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, profiling, runs
+from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, profiling, runs, stage
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -308,6 +309,48 @@ def test_a_layer_that_is_still_to_be_chosen_compiles_nothing_ahead(train, tmp_pa
     auto = dataclasses.replace(train.config.objective.contrastive, layer="auto")
     config = dataclasses.replace(train.config, objective=dataclasses.replace(train.config.objective, contrastive=auto))
     assert loop.compile_ahead(config, tmp_path, train.source, sharding.make_mesh("2x1")) is None
+
+
+@pytest.fixture
+def checks():
+    """`_check` of a stage whose earlier steps had these records; its values are those of the contrastive loss."""
+
+    def checks(*before: dict):
+        one = stage.Stage.__new__(stage.Stage)
+        one.plan = types.SimpleNamespace(weights={"next_token": 1.0, "contrastive": 1.0})
+        one.connected, one.silent = set(stage._connected(before)), set()
+
+        def check(step: int, loss: float, reach: float, pairs: int = 8) -> None:
+            one._check(step, {"contrastive": loss, "reach/contrastive": reach, "pairs": pairs})
+
+        return check
+
+    return checks
+
+
+def test_a_loss_that_is_learnt_is_not_disconnected(checks):
+    check = checks()
+    for step, size in enumerate([0.7, 1e-21, 1e-44, 0.0, 0.0, 0.0], start=1):
+        check(step, size, size)
+    again = checks({"step": 4, "reach/contrastive": None}, {"step": 3, "reach/contrastive": 1e-44})
+    again(5, 0.0, 0.0)
+    again(6, 0.0, 0.0)
+
+
+def test_a_loss_that_is_rounded_to_0_reaches_the_model(checks):
+    check = checks()
+    for step in (1, 2, 3):
+        check(step, 0.0, 1e-9)
+
+
+@pytest.mark.parametrize("loss", [0.7, 0.0])
+def test_a_loss_that_never_reached_the_model_stops_the_run(checks, loss):
+    check = checks({"step": 1, "reach/contrastive": 0.0, "reach/language_matching": 0.3})
+    check(1, loss, 0.0)
+    check(2, loss, 0.0, pairs=1)  # nothing to compare with
+    check(3, loss, 0.0)
+    with pytest.raises(exits.Diverged, match=r"steps 3 and 4: contrastive is .* does not reach the model"):
+        check(4, loss, 0.0)
 
 
 def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path, monkeypatch):

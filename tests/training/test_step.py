@@ -374,6 +374,25 @@ def test_reach_is_the_gradient_at_the_pooled_states(folder, mesh, packed_rows):
     assert metrics["contrastive"] == 0 and metrics["reach/contrastive"] == 0, "one pair has no negatives"
 
 
+@pytest.mark.parametrize("negatives", ["global", "step"])
+def test_reach_has_any_scale(folder, mesh, packed_rows, negatives):
+    """A loss that is learnt to 1e-21 has a gradient whose square is 0 in float32."""
+    m = model(folder / "model", mesh, jnp.float32)
+
+    def reach(factor: float) -> np.ndarray:
+        objective = ObjectiveConfig(
+            chunk=13,
+            negatives=negatives,
+            contrastive=ContrastiveConfig(weight=factor),
+            language_matching=LanguageMatchingConfig(weight=factor),
+        )
+        plan = recipe(2, 4, jnp.float32, group_pairs=24, accumulation=2, objective=objective)
+        _, metrics = gradients(m, packed_rows, plan)
+        return np.array([metrics["reach/contrastive"], metrics["reach/language_matching"]])
+
+    np.testing.assert_allclose(reach(1e-25) * 1e25, reach(1.0), rtol=1e-5)
+
+
 def test_rows_without_pairs_and_empty_batches_are_harmless(folder, mesh, packed_rows):
     m = model(folder / "model", mesh, jnp.float32)
     nothing = jax.tree.map(np.zeros_like, packed_rows)
