@@ -180,8 +180,8 @@ def with_layer(session: Session, config: Config, folder: storage.Path, weights: 
         session.line("", "find each other, among those of their languages, most often there before training")
         session.line("", f"(accuracy@1 by layer, %: {curve})")
         return config
-    half = loop.align_layer(config, source.decoder_config())  # where nothing is aligned
-    layer = earlier.objective.contrastive.layer if earlier else half
+    before = earlier.objective.contrastive.layer if earlier else "auto"
+    layer = loop.align_layer(config, source.decoder_config()) if before == "auto" else before  # nothing is aligned
     objective = dataclasses.replace(config.objective, contrastive=dataclasses.replace(contrastive, layer=layer))
     return dataclasses.replace(config, objective=objective)
 

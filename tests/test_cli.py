@@ -299,7 +299,7 @@ def test_a_tokenizer_larger_than_the_embedding(refusal, model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"vocab_size": 4000}))
     message = refusal(f"--model={model}")
-    assert "tokenizer has 4096 tokens" in message and "4000 rows" in message
+    assert "tokenizer's tokens up to 4095" in message and "4000 rows" in message
 
 
 def test_a_model_without_a_tokenizer(refusal, model):

@@ -153,7 +153,7 @@ def test_changes_are_against_the_first_model_and_paired(results):
     # Six tokens are too few for these sentences: what was cut off is counted, and told.
     assert base["translation"]["directions"]["en-zh"]["cut"] == 1
     expected = "more than 5% of the outputs were cut off at --evaluation.translation.max-tokens=6"
-    assert [expected in note for note in results["notes"]] == [True, True]
+    assert sum(expected in note for note in results["notes"]) == 2
     # The scale of the logits moves no maximum: the translations are the same.
     assert [s["output"] for s in twin["translation"]["samples"]] == [
         s["output"] for s in base["translation"]["samples"]
