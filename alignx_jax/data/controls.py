@@ -24,9 +24,9 @@ def is_control(content: str, special: bool) -> bool:
     """Whether an added token controls the model: it is special, or looks so, as DeepSeek's `<｜User｜>` does.
 
     The looks are those of llama.cpp (`does_token_look_special` of convert_hf_to_gguf.py). Others, as `<think>`, are
-    text that a model writes.
+    text that a model writes; so is a single character, as `!`, which some name as their padding.
     """
-    return special or bool(_LOOK.fullmatch(content))
+    return len(content) > 1 and (special or bool(_LOOK.fullmatch(content)))
 
 
 def mark_of(content: str) -> str:

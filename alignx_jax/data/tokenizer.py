@@ -6,6 +6,7 @@ Ids are those of the folder's own files. A text is taken to the letter; control 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -184,7 +185,7 @@ def _config(file: pathlib.Path) -> dict[str, Any]:
 def _fast(folder: pathlib.Path, rows: int | None, *, as_written: bool) -> Tokenizer:
     """transformers' classes of models build tokenizers of their own in the place of tokenizer.json; its base does not.
 
-    Where files name no end token, as old ones do, the class knows it.
+    Where the files name no end token, as old ones do, the class knows it.
     """
     import transformers
 
@@ -197,7 +198,10 @@ def _fast(folder: pathlib.Path, rows: int | None, *, as_written: bool) -> Tokeni
         raise UserError(f"{folder}: the tokenizer has no fast form; save one that has a tokenizer.json")
     written = read.backend_tokenizer.to_str()
     backend = Fast(written, rows)
-    named = read if read.eos_token else by_class()
+    named = read
+    if not read.eos_token:
+        with contextlib.suppress(Exception):  # there may be no class, and what it raises is its own affair
+            named = by_class()
     names = {name: str(token) for name, token in named.special_tokens_map.items() if not isinstance(token, list)}
 
     def number(name: str) -> int | None:

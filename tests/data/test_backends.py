@@ -105,6 +105,26 @@ def test_control_tokens_are_characters_in_text_and_tokens_by_their_marks(as_writ
     assert ours.decode(mark) == "<｜User｜>"
 
 
+@pytest.mark.parametrize("config", [{}, {"pad_token": "T"}])
+def test_a_character_that_is_named_as_padding_stays_text(as_written, config):
+    folder = as_written(config)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = tokenizer.load(folder)
+    assert ours.encode_batch(["The T"])[0][0].tolist() == theirs.encode("The T").ids
+    assert ("T" in ours.controls.ids) is False
+
+
+@pytest.mark.parametrize(("config", "eos"), [({"tokenizer_class": "LlamaTokenizer"}, 2), ({}, None)])
+def test_an_end_token_that_no_file_names_is_the_classs(as_written, config, eos):
+    """As of old Llama folders; and without a class there is none."""
+    folder = as_written(config | {"eos_token": None})
+    if eos is None:
+        with pytest.raises(UserError, match=r"no end-of-text token; set eos_token in tokenizer_config.json"):
+            tokenizer.load(folder)
+    else:
+        assert tokenizer.load(folder).eos_id == eos
+
+
 @pytest.mark.parametrize("model", ["unigram", "ignore_merges", "merged"])
 def test_control_tokens_are_out_of_reach_of_every_kind_of_vocabulary(tmp_path, model):
     """`tokenizers` itself finds a piece of the vocabulary that is spelled as a control token."""
