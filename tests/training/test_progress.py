@@ -56,6 +56,6 @@ def test_a_narrow_terminal_cuts_neither_the_step_nor_the_time_left(width):
     values = dict.fromkeys(("loss", "next_token", "contrastive", "language_matching"), 1.0) | {"tokens": 9.0}
     with progress.StageProgress(screen, "next-token only", 0, 12000) as bar:
         bar.step(11999, values)
-    last = file.getvalue().split("\x1b[2K")[-1]
+    last = [line for line in file.getvalue().split("\x1b[2K") if "11999/12000" in line][-1]
     assert re.search(r"next-token only .*11999/12000 [-\d]+:[-\d]+:[-\d]+ loss 1.000", last)
     assert ("tokens/s" in last) == (width == 200)
