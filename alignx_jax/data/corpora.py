@@ -172,8 +172,8 @@ def prepare(
 def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] | None:
     """The sentences by language code of a published multi-way data set, `flores200:devtest`; None if it is none.
 
-    A language is left out if it has no code here. Of several that have the same one, such as `eng` and `eng-GB`, the
-    shortest name is taken, then the first in the alphabet.
+    Of several varieties with the same code, such as `eng` and `eng-GB`, the shortest name is taken, then the first in
+    the alphabet.
 
     Raises:
       UserError: no such split, or an archive that is not there or damaged.
@@ -186,8 +186,7 @@ def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] |
         raise UserError(f"{source}: name a split, {' or '.join(f'{name}:{split}' for split in cls.SPLITS)}")
     codes: dict[str, str] = {}
     for code in sorted(cls.LANGUAGES, key=lambda code: (len(code), code)):
-        with contextlib.suppress(UserError):
-            codes.setdefault(normalize(cls.STANDARD.get(code, code)), code)
+        codes.setdefault(normalize(code), code)
     taken = {code: normal for normal, code in codes.items()}
     found = []
     for record in _build(cls, None, "multiway", cache_folder).as_data_source(split):

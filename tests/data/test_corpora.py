@@ -122,7 +122,7 @@ BAD = {
     "columns": (b"de\ten\ta\n", "c.tsv:3: 3 columns"),
     "pair": (b"a\tb\n", "c.tsv:3: 2 columns, and no language pair in the file's name"),
     "empty": (b"de\ten\t  \tb\n", "c.tsv:3: field 'src' is empty"),
-    "language": (b"de\txxx\ta\tb\n", "c.tsv:3: field 'tgt_lang': unknown language code 'xxx'"),
+    "language": (b"de\txxx\ta\tb\n", "c.tsv:3: field 'tgt_lang': 'xxx' is no language code"),
     "json": (b"{]\n", "c.jsonl:3: not JSON"),
     "deep": (b"[" * 100_000 + b"\n", "c.jsonl:3: not JSON"),
     "array": (b"[1]\n", "c.jsonl:3: not a JSON object"),
@@ -139,7 +139,7 @@ BAD = {
     ),
     "escapes": (
         b"de\t\x1b[2J\xe2\x80\xa8x\ta\tb\n",
-        r"c.tsv:3: field 'tgt_lang': unknown language code '\x1b[2J\u2028x'",
+        r"c.tsv:3: field 'tgt_lang': '\x1b[2J\u2028x' is no language code",
     ),
     "texts": (_jsonl([{"text": "a"}]), "c.jsonl:3: field 'text' has to be an object"),
 }
@@ -198,7 +198,7 @@ def test_instructions(tmp_path, name):
         ({"instruction": "a"}, "field 'output' is missing"),
         ({"instruction": "a", "output": " "}, "field 'output' is empty"),
         ({"instruction": "a", "output": "b", "input": 0}, "field 'input' has to be a text, not int"),
-        ({"instruction": "a", "output": "b", "language": "xxx"}, "field 'language': unknown language code"),
+        ({"instruction": "a", "output": "b", "language": "xxx"}, "field 'language': 'xxx' is no language code"),
         (["a"], "not an object"),
     ],
 )

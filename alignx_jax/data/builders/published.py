@@ -218,8 +218,6 @@ class Multiway(Published, skip_registration=True):
     LANGUAGES: tuple[str, ...]
     """Codes as the data set writes them."""
     SPLITS: tuple[str, ...]
-    STANDARD: ClassVar[dict[str, str]] = {}
-    """Codes that no standard has, with one that means the same."""
 
     def features(self) -> tfds.features.FeaturesDict:
         translations = tfds.features.TranslationVariableLanguages(languages=self.LANGUAGES)
