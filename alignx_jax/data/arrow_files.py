@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignx_jax.data.fields import Bad
+from alignx_jax.data.fields import Bad, present
 from alignx_jax.exits import UserError
 
 KINDS = (".parquet", ".arrow")
@@ -65,15 +65,6 @@ def rows(file: pathlib.Path) -> Iterator[tuple[int, dict | Bad]]:
 def _row(row) -> dict | Bad:
     try:
         row.validate(full=True)  # offsets that point elsewhere, text that is not UTF-8
-        return _present(row.to_pylist()[0])
+        return present(row.to_pylist()[0])
     except ValueError as error:  # ArrowInvalid is one
         return Bad(f"cannot be read ({str(error).splitlines()[0]})")
-
-
-def _present(value):
-    """`value` without the nulls that stand for absent fields, at every depth."""
-    if isinstance(value, dict):
-        return {key: _present(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_present(inner) for inner in value]
-    return value

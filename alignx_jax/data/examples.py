@@ -70,6 +70,8 @@ class Examples:
     """[all tokens] int32, memory-mapped."""
     labels: np.ndarray
     """[all tokens] bool, memory-mapped: which of them have weight in the next-token loss."""
+    notes: tuple[str, ...]
+    """Sentences on what of the source is not used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,14 @@ def encode(
         index=np.load(folder / "index.npy", mmap_mode="r"),
         tokens=np.memmap(folder / "tokens.int32", np.int32, mode="r"),
         labels=np.memmap(folder / "labels.bool", bool, mode="r"),
+        notes=_notes(corpus, config.limit),
     )
+
+
+def _notes(corpus: Corpus, limit: int | None) -> tuple[str, ...]:
+    limited = limit is not None and limit < len(corpus)
+    used = f"{corpus.source}: {limit:,} of its {len(corpus):,} records are used (--data.limit)." if limited else ""
+    return tuple(filter(None, [f"{corpus.unread}." if corpus.unread else "", used]))
 
 
 def hold_out(indexes: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray], list[np.ndarray], int]:
@@ -165,12 +174,12 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
         for first in range(0, count, _BATCH):
             items = list(_items(corpus, template, config.directions, used[first : first + _BATCH]))
             rows = []
-            for item, example in zip(items, _encoded(items, corpus.kind, tokenizer, config), strict=True):
+            encoded = _encoded(items, corpus.kind, tokenizer, config)
+            for item, example in zip(items, encoded, strict=True):
                 if isinstance(example, BadLine):
-                    line = f"{example.origin}: {example.reason}"
                     if config.on_error == "stop":
-                        raise UserError(f"{line} (--data.on-error=skip leaves bad lines out and lists them)")
-                    left_out.write(f"{line}\n")
+                        raise example.error(skip_helps=bool(position) or any(isinstance(e, Example) for e in encoded))
+                    left_out.write(f"{example}\n")
                     skipped += 1
                     continue
                 if not isinstance(example, Example):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 
 from babel import Locale
-from babel.core import get_global
+from babel.core import UnknownLocaleError, get_global
 
 from alignx_jax.exits import UserError
 
@@ -98,7 +98,7 @@ def _remedy(code: str) -> str | None:
 
 
 def is_variety(code: str) -> bool:
-    """Whether a data set that has `code` may have the language itself too: `fra-CA` beside `fra`, `twi` beside `aka`."""
+    """Whether a data set may have the language of `code` itself too: `fra` beside `fra-CA`, `aka` beside `twi`."""
     match = _CODE.fullmatch(code)
     return bool(match and (match[3] or match[1].lower() in _VARIETIES))
 
@@ -115,6 +115,16 @@ def language_name(code: str) -> str:
         return _names()[language]
     named = _ENGLISH.languages.get(f"{language}_{script}")
     return named or f"{_names()[language]} ({_ENGLISH.scripts[script]})"
+
+
+def names_of(code: str) -> set[str]:
+    """The words that name a language in a header: its code, its name in English and in itself; none if it is none."""
+    try:
+        language, _, _ = normalize(code).partition("-")
+        known = {code, language, language_name(code), Locale.parse(language).languages.get(language, "")}
+    except (UserError, UnknownLocaleError):
+        known = {code}
+    return set(re.findall(r"[^\W\d_]+", " ".join(known).casefold()))
 
 
 def home(codes: Collection[str], pivot: str) -> str:

@@ -286,3 +286,37 @@ def test_of_two_at_once_one_prepares(tmp_path):
 def test_fingerprints_tell_parts_apart():
     assert cache.fingerprint("a", ["b"]) == cache.fingerprint("a", ["b"])
     assert len({cache.fingerprint(*parts) for parts in (("ab",), ("a", "b"), (["a", "b"],), ("b", "a"))}) == 4
+
+
+@pytest.mark.parametrize(
+    "header", ["source\ttarget", "de\ten", '"German"\t"English"', "Deutsch\tEnglish", "src_text\ttgt_text"]
+)
+def test_a_header_is_refused(tmp_path, header):
+    path = tmp_path / "de-en.tsv"
+    path.write_text(f"{header}\nGuten Tag\tGood day\nDeutsch\tEnglish\n")
+    with pytest.raises(
+        UserError, match=r"de-en\.tsv:1: looks like a header .*; remove the line .--data\.on-error=skip"
+    ):
+        _prepare(path, tmp_path)
+    pairs = [("de", "en", "Guten Tag", "Good day"), ("de", "en", "Deutsch", "English")]
+    assert _all(_prepare(path, tmp_path, on_error="skip")) == pairs
+    path.write_text("src_lang\ttgt_lang\tsrc\ttgt\n")
+    with pytest.raises(UserError, match=r"de-en\.tsv:1: looks like a header"):
+        _prepare(path, tmp_path)
+
+
+@pytest.mark.parametrize("first", ["Der Text\tThe text", "Deutsch\tGerman, a language", "Text\t12"])
+def test_a_first_pair_is_no_header(tmp_path, first):
+    (tmp_path / "de-en.tsv").write_text(f"{first}\n")
+    assert len(_prepare(tmp_path / "de-en.tsv", tmp_path)) == 1
+
+
+def test_skipping_is_offered_only_where_it_leaves_something(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(_jsonl([{"source": "a", "target": "b"}] * 3))
+    with pytest.raises(UserError) as error:
+        _prepare(path, tmp_path)
+    assert "a.jsonl:1: field 'src' is missing" in str(error.value) and "on-error" not in str(error.value)
+    path.write_bytes(_jsonl([{"source": "a"}, {"src": "a", "tgt": "b", "src_lang": "de", "tgt_lang": "en"}]))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: field 'src' is missing.*--data\.on-error=skip"):
+        _prepare(path, tmp_path)

@@ -16,7 +16,7 @@ import pytest
 from alignx_jax.config import Config, DataConfig, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import LanguageMatchingConfig as Matching
 from alignx_jax.config_files import to_json
-from alignx_jax.data import examples, pipeline, readers, tokenizer
+from alignx_jax.data import examples, pipeline, readers, sources, tokenizer
 from alignx_jax.data.spans import text_hash
 from alignx_jax.exits import UserError
 from tests.data.scripts import SENTENCES
@@ -485,8 +485,8 @@ def test_real_corpora(shared, tmp_path, kind):
 
 def test_the_sample():
     """Every line of the packaged corpus is good, and no held-out sentence is among the training sentences."""
-    pairs = list(readers.read_parallel(readers.parallel_files("sample")))
-    instructions = list(readers.read_instructions(readers.instruction_files("sample")))
+    pairs = list(readers.read_parallel(sources.parallel("sample").files))
+    instructions = list(readers.read_instructions(sources.instructions("sample").files))
     assert [record for record in pairs + instructions if isinstance(record, readers.BadLine)] == []
     held_out = pipeline.multiway("sample")
     languages = {record["source_language"] for record in pairs} | {"en"}
