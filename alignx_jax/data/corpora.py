@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import tensorflow_datasets as tfds
 
-from alignx_jax.data import builders, cache, on_beam, readers, sources
+from alignx_jax.data import builders, cache, on_beam, readers, shards, sources
 from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError
 
@@ -36,7 +36,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     """Options of an Apache Beam pipeline that reads them; None: this process reads them."""
 
 
-class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+class _TextBuilder(shards.InOrder, skip_registration=True):
     """Writes the records of its files in their order; lists what it skipped in `skipped.txt`."""
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
@@ -95,25 +95,31 @@ def _has_good(records: Iterator[readers.Record | readers.BadLine]) -> bool:
 class ParallelText(_TextBuilder):
     """Sentence pairs with their languages."""
 
-    FIELDS = ("source", "target", "source_language", "target_language", "origin")
+    FIELDS = ("source", "target", "source_language", "target_language", "line", "origin")
     READ = staticmethod(readers.read_parallel)
 
     @property
     def _read(self) -> on_beam.Read:
-        return functools.partial(type(self).READ, pairs=self.builder_config.pairs)
+        return functools.partial(
+            _filled, functools.partial(type(self).READ, pairs=self.builder_config.pairs), self.FIELDS
+        )
 
 
-def _read_instructions(files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
-    """With all fields of every record, as TFDS wants them."""
-    for record in readers.read_instructions(files):
-        yield dict.fromkeys(Instructions.FIELDS, "") | record if isinstance(record, dict) else record
+def _filled(read: on_beam.Read, names: Sequence[str], files: list[pathlib.Path]):
+    """What is read of the files, every record with all fields, as TFDS wants them."""
+    for record in read(files):
+        yield dict.fromkeys(names, "") | record if isinstance(record, dict) else record
 
 
 class Instructions(_TextBuilder):
     """Instructions with an optional input and the answer, or chats; `language` and what a record lacks are empty."""
 
     FIELDS = ("instruction", "input", "output", "messages", "language", "origin")
-    READ = staticmethod(_read_instructions)
+    READ = staticmethod(readers.read_instructions)
+
+    @property
+    def _read(self) -> on_beam.Read:
+        return functools.partial(_filled, type(self).READ, self.FIELDS)
 
 
 _BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 import unicodedata
@@ -12,7 +14,8 @@ from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError, one_line
 
 Record = dict[str, str]
-"""Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,
+"""Parallel: source, target, source_language, target_language, origin; of a multi-way line also `line`, the hash of its
+meaning. Instructions: instruction, input, output,
 language, origin; or messages, language, origin, where `messages` is JSON, a list of objects with role and content.
 `origin` is `file:line`. Sentences carry no white space at their ends; the contents of messages stay as they are."""
 
@@ -124,6 +127,13 @@ def sentence(value, field: str) -> str:
     if not is_visible(found):
         raise Bad(f"field {field!r} is empty: it has no visible character; fill it in or remove the line")
     return found
+
+
+@functools.lru_cache(maxsize=1 << 12)  # a pair is asked for in both directions
+def text_hash(text: str) -> int:
+    """A signed 32-bit hash of the text whatever its case, width, Unicode form and spaces, the same on every machine."""
+    text = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()[:4], "little", signed=True)
 
 
 def language(value, field: str) -> str:

@@ -182,14 +182,14 @@ class Split:
         place = slice(entry["start"], entry["start"] + entry["length"])
         tokens, labels = part.examples.tokens[place], part.examples.labels[place]
         if not self._spans:
-            return packing.PackedExample(tokens, labels, (0, 0), (0, 0), (0, 0), (0, 0))
+            return packing.PackedExample(tokens, labels, (0, 0), (0, 0), (0, 0), (0, 0, 0))
         return packing.PackedExample(
             tokens,
             labels,
             source=(entry["source_start"], entry["source_end"]),
             target=(entry["target_start"], entry["target_end"]),
             languages=(part.languages[entry["source_language"]], part.languages[entry["target_language"]]),
-            hashes=(entry["source_hash"], entry["target_hash"]),
+            hashes=(entry["source_hash"], entry["target_hash"], entry["line_hash"]),
             alone=(entry["source_alone"], entry["target_alone"]) if entry["source_alone"] else None,
         )
 

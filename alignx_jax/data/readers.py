@@ -171,7 +171,8 @@ def _pairs(item: dict, pairs: str) -> list[Record]:
     if len(sentences) == 1:
         raise Bad("field 'text' has to hold two languages or more; every two of them are a pair")
     ways = [(code, "en") for code in sentences if code != "en"]
+    line = str(fields.text_hash(sentences.get("en") or sentences[min(sentences)]))  # what all its pairs say
     return [
-        {"source": sentences[one], "target": sentences[other], "source_language": one, "target_language": other}
-        for one, other in (itertools.combinations(sentences, 2) if pairs == "all" else ways)
+        {"source": sentences[s], "target": sentences[t], "source_language": s, "target_language": t, "line": line}
+        for s, t in (itertools.combinations(sentences, 2) if pairs == "all" else ways)
     ]

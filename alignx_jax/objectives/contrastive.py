@@ -25,9 +25,7 @@ def contrastive(
     source_GxNxD: jax.Array,
     target_GxNxD: jax.Array,
     valid_GxN: jax.Array,
-    source_hash_GxN: jax.Array,
-    target_hash_GxN: jax.Array,
-    *,
+    *ids_GxN: jax.Array,
     temperature: float,
     form: Literal["published", "symmetric"],
     scope: pooling.Scope,
@@ -36,20 +34,19 @@ def contrastive(
     """Sum over pairs j of -1/2 log softmax_i(cos(target_i, source_j) / tau) at i = j; divide it by the number of pairs.
 
     One direction and halved, as the published code computes it (each source against all targets); `symmetric` adds
-    the other direction, so that the sum is the mean of both. With `duplicates="mask"` a pair i that shares a sentence
-    with pair j (its source or its target, on either side) is no negative of j: its target, too, renders j's meaning.
+    the other direction, so that the sum is the mean of both. With `duplicates="mask"` a pair i that shares an id
+    with pair j (its source, its target or its line, in any of the arrays) is no negative of j: it says what j says.
 
     Args:
       source_GxNxD: pooled source sentences, float32 or float64.
       target_GxNxD: pooled target sentences.
       valid_GxN: which slots hold a pair; the others neither count nor act as negatives.
-      source_hash_GxN: equal numbers mean equal sentences, across both hash arrays.
-      target_hash_GxN: the same of the targets.
+      ids_GxN: ids of each pair's source, of its target, of its line: equal numbers mean the same, across the arrays.
     """
     groups, n, _ = source_GxNxD.shape
-    sentences_GxN = valid_GxN, source_hash_GxN, target_hash_GxN
-    row_facts = pooling.places(groups, n, scope), *sentences_GxN
-    column_facts = tuple(pooling.meet(x, scope) for x in sentences_GxN)
+    facts_GxN = valid_GxN, *ids_GxN
+    row_facts = pooling.places(groups, n, scope), *facts_GxN
+    column_facts = tuple(pooling.meet(x, scope) for x in facts_GxN)
     of_block = functools.partial(_of_block, temperature=temperature, duplicates=duplicates)
 
     def one_direction(anchor_GxNxD: jax.Array, other_GxNxD: jax.Array) -> jax.Array:
@@ -65,13 +62,13 @@ def contrastive(
 
 def _of_block(anchor_GxBxD, other_GxMxD, row_facts, column_facts, *, temperature: float, duplicates: str) -> jax.Array:
     """[G] sums of the losses of some anchors, which may be at any place among those that they meet."""
-    place_GxB, valid_GxB, *hashes_GxB = row_facts
-    valid_GxM, *hashes_GxM = column_facts
+    place_GxB, valid_GxB, *ids_GxB = row_facts
+    valid_GxM, *ids_GxM = column_facts
     logits_GxBxM = jnp.einsum("gbd,gmd->gbm", anchor_GxBxD, other_GxMxD, precision=jax.lax.Precision.HIGHEST)
     allowed_GxBxM = valid_GxM[:, None, :]
     if duplicates == "mask":
-        for own_GxB in hashes_GxB:
-            for others_GxM in hashes_GxM:
+        for own_GxB in ids_GxB:
+            for others_GxM in ids_GxM:
                 allowed_GxBxM &= own_GxB[:, :, None] != others_GxM[:, None, :]
     same_GxBxM = place_GxB[:, :, None] == jnp.arange(other_GxMxD.shape[1])[None, None, :]
     allowed_GxBxM |= same_GxBxM | ~valid_GxB[:, :, None]  # no softmax is empty, also where there is no pair

@@ -155,6 +155,7 @@ def pair_sums(model: AlignX, pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Re
             valid,
             gather(batch.source_hash),
             gather(batch.target_hash),
+            gather(batch.line_hash),
             temperature=objective.contrastive.temperature,
             form=objective.contrastive.form,
             scope=recipe.scope,

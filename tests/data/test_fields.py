@@ -1,5 +1,7 @@
+import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from alignx_jax.data import fields, readers
@@ -115,3 +117,25 @@ def test_a_side_without_a_visible_character_is_empty(tmp_path, text):
 @pytest.mark.parametrize("text", VISIBLE)
 def test_a_side_with_one_is_taken_to_the_letter(text):
     assert fields.sentence(text, "src") == text
+
+
+@pytest.mark.parametrize("text", ["", "guten tag", "สวัสดี", "😀"])
+def test_hashes_are_the_first_bytes_of_blake2b(text):
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    assert fields.text_hash(text) == np.frombuffer(digest, "<i4")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("Guten Tag", " guten  TAG\u00a0"),
+        ("Straße", "STRASSE"),
+        ("Ａ１", "a1"),
+        ("ｶﾞ", "ガ"),
+        ("caf\u00e9", "CAFE\u0301"),
+        ("ﬁn", "FIN"),
+        ("\u0345", "\u03b9"),
+    ],
+)
+def test_sentences_equal_but_for_case_width_form_and_spaces_are_one(text, other):
+    assert fields.text_hash(text) == fields.text_hash(other) != fields.text_hash(text + "x")
