@@ -37,5 +37,8 @@ class Batch:
     """[R,S] int32 hash of the source sentence's text: equal sentences are equal, whatever side they are on."""
     target_hash: jax.Array
     """[R,S] int32"""
+    line_hash: jax.Array
+    """[R,S] int32 hash of the sentence that stands for the meaning of the pair's line, in any language: the pairs of a
+    multi-way line share it, and a pair with that very sentence has it as one of its own."""
     valid: jax.Array
     """[R,S] bool: the slot holds a pair with a non-empty source and target span."""

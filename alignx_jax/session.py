@@ -138,6 +138,8 @@ class Session:
         for one in (part for examples in data.sources for part in (examples.corpus, examples)):
             if one.skipped:
                 self.line("", f"left out: {one.skipped:,} bad lines, listed in {one.folder / 'skipped.txt'}")
+        for note in data.notes:
+            self.line("note", note)
         self.line(
             "steps",
             f"{train.steps:,} of {training.rows} rows x {self.config.data.row_length} tokens, {train.fill:.0%} full",

@@ -42,8 +42,9 @@ def examples(rng: np.random.Generator, vocab_size: int, row_length: int, pairs: 
     for tokens in np.array_split(rng.integers(3, vocab_size, row_length).astype(np.int32), pairs):
         middle, end = len(tokens) // 2, len(tokens)
         languages = tuple(rng.integers(0, LANGUAGES, 2).tolist())
-        hashes = tuple(rng.integers(0, 2**31 - 1, 2).tolist())
-        found.append(packing.PackedExample(tokens, np.ones(end, bool), (1, middle), (middle, end), languages, hashes))
+        source, target = rng.integers(0, 2**31 - 1, 2).tolist()
+        spans, hashes = ((1, middle), (middle, end)), (source, target, source)
+        found.append(packing.PackedExample(tokens, np.ones(end, bool), *spans, languages, hashes))
     return found
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import logging
 import pathlib
@@ -14,13 +15,13 @@ from typing import ClassVar, Literal
 
 import tensorflow_datasets as tfds
 
-from alignx_jax.data import builders, cache, on_beam, readers
+from alignx_jax.data import builders, cache, on_beam, readers, shards, sources
 from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError
 
 Kind = Literal["parallel", "instructions"]
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when what is written changes, and every cached corpus is prepared again."""
 
 
@@ -35,7 +36,7 @@ class SourceConfig(tfds.core.BuilderConfig):
     """Options of an Apache Beam pipeline that reads them; None: this process reads them."""
 
 
-class _TextBuilder(tfds.core.GeneratorBasedBuilder):
+class _TextBuilder(shards.InOrder, skip_registration=True):
     """Writes the records of its files in their order; lists what it skipped in `skipped.txt`."""
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
@@ -62,15 +63,15 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         count = 0
         with open(self.data_path / "skipped.txt", "w", encoding="utf-8") as skipped:
-            for record in self._read(list(self.builder_config.files)):
+            records = self._read(list(self.builder_config.files))
+            for record in records:
                 if isinstance(record, dict):
                     yield count, record
                     count += 1
                     continue
-                line = f"{record.origin}: {record.reason}"
                 if self.builder_config.on_error == "stop":
-                    raise UserError(f"{line} (--data.on-error=skip leaves bad lines out and lists them)")
-                skipped.write(f"{line}\n")
+                    raise record.error(skip_helps=bool(count) or _has_good(records))
+                skipped.write(f"{record}\n")
                 self.info.metadata["skipped"] += 1
         if not count:
             raise UserError(f"{self.builder_config.files[0]}: not one record that can be used")
@@ -84,32 +85,45 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
         return on_beam.records(config.files, self._read, starts)
 
 
+def _has_good(records: Iterator[readers.Record | readers.BadLine]) -> bool:
+    """Whether one of the next lines is good."""
+    with contextlib.suppress(UserError):
+        return any(isinstance(record, dict) for record in itertools.islice(records, 1000))
+    return False
+
+
 class ParallelText(_TextBuilder):
     """Sentence pairs with their languages."""
 
-    FIELDS = ("source", "target", "source_language", "target_language", "origin")
+    FIELDS = ("source", "target", "source_language", "target_language", "line", "origin")
     READ = staticmethod(readers.read_parallel)
 
     @property
     def _read(self) -> on_beam.Read:
-        return functools.partial(type(self).READ, pairs=self.builder_config.pairs)
+        return functools.partial(
+            _filled, functools.partial(type(self).READ, pairs=self.builder_config.pairs), self.FIELDS
+        )
 
 
-def _read_instructions(files: list[pathlib.Path]) -> Iterator[readers.Record | readers.BadLine]:
-    """With all fields of every record, as TFDS wants them."""
-    for record in readers.read_instructions(files):
-        yield dict.fromkeys(Instructions.FIELDS, "") | record if isinstance(record, dict) else record
+def _filled(read: on_beam.Read, names: Sequence[str], files: list[pathlib.Path]):
+    """What is read of the files, every record with all fields, as TFDS wants them."""
+    for record in read(files):
+        yield dict.fromkeys(names, "") | record if isinstance(record, dict) else record
 
 
 class Instructions(_TextBuilder):
     """Instructions with an optional input and the answer, or chats; `language` and what a record lacks are empty."""
 
     FIELDS = ("instruction", "input", "output", "messages", "language", "origin")
-    READ = staticmethod(_read_instructions)
+    READ = staticmethod(readers.read_instructions)
+
+    @property
+    def _read(self) -> on_beam.Read:
+        return functools.partial(_filled, type(self).READ, self.FIELDS)
 
 
 _BUILDERS: dict[Kind, type[_TextBuilder]] = {"parallel": ParallelText, "instructions": Instructions}
-_FILES = {"parallel": readers.parallel_files, "instructions": readers.instruction_files}
+_FILES = {"parallel": sources.parallel, "instructions": sources.instructions}
 _PUBLISHED = {"parallel": builders.PARALLEL, "instructions": builders.INSTRUCTIONS}
 
 
@@ -125,6 +139,8 @@ class Corpus:
     folder: pathlib.Path
     skipped: int
     """Bad lines left out, listed in `skipped.txt` in `folder`."""
+    unread: str
+    """A sentence on files beside its own that are not read; empty where there are none."""
     data: Sequence[dict[str, bytes]] = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
@@ -156,7 +172,7 @@ def prepare(
     if found := _published(source, _PUBLISHED[kind]):
         builder, name = found
         return _corpus(kind, source, f"{builder.name}/{name}", _build(builder, name, kind, cache_folder))
-    files = _FILES[kind](source)
+    files, unread = _FILES[kind](source)
     contents = [(str(file), _digest(file)) for file in files]
     fingerprint = cache.fingerprint(FORMAT, kind, on_error, *([pairs] if kind == "parallel" else []), contents)
     config = SourceConfig(name=kind, files=tuple(files), on_error=on_error, pairs=pairs, beam=beam)
@@ -166,14 +182,14 @@ def prepare(
     with _quiet():
         write = functools.partial(_write, build, cache_folder, options)
         builder = build(data_dir=cache.make_once(cache_folder.expanduser() / kind / fingerprint, write))
-        return _corpus(kind, source, fingerprint, builder)
+        return _corpus(kind, source, fingerprint, builder, unread)
 
 
 def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] | None:
     """The sentences by language code of a published multi-way data set, `flores200:devtest`; None if it is none.
 
-    A language is left out if it has no code here. Of several that have the same one, such as `eng` and `eng-GB`, the
-    shortest name is taken, then the first in the alphabet.
+    Of several varieties with the same code, such as `eng` and `eng-GB`, the shortest name is taken, then the first in
+    the alphabet.
 
     Raises:
       UserError: no such split, or an archive that is not there or damaged.
@@ -186,8 +202,7 @@ def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] |
         raise UserError(f"{source}: name a split, {' or '.join(f'{name}:{split}' for split in cls.SPLITS)}")
     codes: dict[str, str] = {}
     for code in sorted(cls.LANGUAGES, key=lambda code: (len(code), code)):
-        with contextlib.suppress(UserError):
-            codes.setdefault(normalize(cls.STANDARD.get(code, code)), code)
+        codes.setdefault(normalize(code), code)
     taken = {code: normal for normal, code in codes.items()}
     found = []
     for record in _build(cls, None, "multiway", cache_folder).as_data_source(split):
@@ -232,13 +247,13 @@ def _write(build: Callable[..., tfds.core.DatasetBuilder], cache_folder: pathlib
         raise cache.unwritable(cache_folder, error) from error
 
 
-def _corpus(kind: Kind, source: str, fingerprint: str, builder: tfds.core.DatasetBuilder) -> Corpus:
+def _corpus(kind: Kind, source: str, fingerprint: str, builder: tfds.core.DatasetBuilder, unread: str = "") -> Corpus:
     folder = pathlib.Path(builder.data_path)
     if "train" not in builder.info.splits:
         raise UserError(f"{source}: has no sentences for training, only {', '.join(builder.info.splits)}")
     metadata = json.loads((folder / "metadata.json").read_text())
     fingerprint = cache.fingerprint(fingerprint, metadata["content"]) if "content" in metadata else fingerprint
-    return Corpus(source, kind, fingerprint, folder, metadata["skipped"], builder.as_data_source("train"))
+    return Corpus(source, kind, fingerprint, folder, metadata["skipped"], unread, builder.as_data_source("train"))
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -10,15 +10,16 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from alignx_jax.config import DataConfig
-from alignx_jax.data import cache, chats
+from alignx_jax.data import cache, chats, doubts
 from alignx_jax.data.corpora import Corpus, Kind
-from alignx_jax.data.fields import Bad, BadLine
+from alignx_jax.data.fields import Bad, BadLine, text_hash
 from alignx_jax.data.prompts import Prompt, Template
-from alignx_jax.data.spans import Drop, Example, mark, mark_chat, set_apart, text_hash
+from alignx_jax.data.spans import Drop, Example, mark, mark_chat, set_apart
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.exits import UserError
 
@@ -42,6 +43,7 @@ INDEX = np.dtype(
         ("target_language", np.int32),
         ("source_hash", np.int32),
         ("target_hash", np.int32),
+        ("line_hash", np.int32),  # of the meaning of the record's line
         ("source_alone", np.int32),  # first token of the source by itself, behind the prompt; 0: it is only in there
         ("target_alone", np.int32),
     ]
@@ -49,6 +51,7 @@ INDEX = np.dtype(
 """What is kept of an example; instructions have 0 for spans, languages and hashes."""
 
 _BATCH = 2048
+_COPIED = 1 << 16  # rows of the index at a time
 _ONE_IN = 10  # records at most are held out for validation
 
 
@@ -70,6 +73,21 @@ class Examples:
     """[all tokens] int32, memory-mapped."""
     labels: np.ndarray
     """[all tokens] bool, memory-mapped: which of them have weight in the next-token loss."""
+    used: int
+    """Records of the corpus, of which `--data.limit` may leave some out."""
+    doubts: list[dict[str, Any]]
+    """Of parallel text, what `doubts.look` saw."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what of the source is not used, and on what of it is in doubt."""
+        name, count = self.corpus.source, len(self.corpus)
+        limited = f"{name}: {self.used:,} of its {count:,} records are used (--data.limit)."
+        return [
+            *([f"{self.corpus.unread}."] if self.corpus.unread else []),
+            *([limited] if self.used < count else []),
+            *doubts.warnings(self.corpus.source, self.doubts),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +103,7 @@ class _Item:
     target: str = ""
     source_language: str = ""
     target_language: str = ""
+    line_hash: int = 0
 
 
 def encode(
@@ -119,6 +138,8 @@ def encode(
         index=np.load(folder / "index.npy", mmap_mode="r"),
         tokens=np.memmap(folder / "tokens.int32", np.int32, mode="r"),
         labels=np.memmap(folder / "labels.bool", bool, mode="r"),
+        doubts=facts["doubts"],
+        used=min(len(corpus), config.limit or len(corpus)),
     )
 
 
@@ -156,22 +177,23 @@ def hold_out(indexes: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray
 
 
 def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) -> None:
-    dropped, codes, index, position, skipped = Counter(), {}, [], 0, 0
+    dropped, codes, position, skipped, rows = Counter(), {}, 0, 0, 0
     count = min(len(corpus), config.limit or len(corpus))
     used = np.arange(count) * len(corpus) // count
     template = template.with_controls(tokenizer.controls.mark)
     with contextlib.ExitStack() as stack:
-        tokens, labels = (stack.enter_context(open(folder / name, "wb")) for name in ("tokens.int32", "labels.bool"))
+        names = ("tokens.int32", "labels.bool", "index.part")
+        tokens, labels, index = (stack.enter_context(open(folder / name, "wb")) for name in names)
         left_out = stack.enter_context(open(folder / "skipped.txt", "w", encoding="utf-8"))
         for first in range(0, count, _BATCH):
             items = list(_items(corpus, template, tokenizer.eos, config.directions, used[first : first + _BATCH]))
-            rows = []
-            for item, example in zip(items, _encoded(items, corpus.kind, tokenizer, config), strict=True):
+            made = []
+            encoded = _encoded(items, corpus.kind, tokenizer, config)
+            for item, example in zip(items, encoded, strict=True):
                 if isinstance(example, BadLine):
-                    line = f"{example.origin}: {example.reason}"
                     if config.on_error == "stop":
-                        raise UserError(f"{line} (--data.on-error=skip leaves bad lines out and lists them)")
-                    left_out.write(f"{line}\n")
+                        raise example.error(skip_helps=bool(position) or any(isinstance(e, Example) for e in encoded))
+                    left_out.write(f"{example}\n")
                     skipped += 1
                     continue
                 if not isinstance(example, Example):
@@ -179,22 +201,29 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
                     continue
                 tokens.write(example.tokens.tobytes())
                 labels.write(example.labels.tobytes())
-                rows.append(_row(item, example, position, codes))
+                made.append(_row(item, example, position, codes))
                 position += len(example.tokens)
-            index.append(np.array(rows, INDEX))
+            index.write(np.array(made, INDEX).tobytes())
+            rows += len(made)
             progress(corpus.source, min(first + _BATCH, count), count)
-    index = np.concatenate(index)
-    if not len(index):
+    if not rows:
         reasons = dropped + Counter({"bad chat": skipped})
         reasons = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
         raise UserError(f"{corpus.source}: every example was dropped ({reasons}); is --data.cutoff too small?")
     languages = sorted(codes)
-    if languages:
-        place = np.array([languages.index(code) for code in codes], np.int32)  # codes are numbered as they came
+    place = np.array([languages.index(code) for code in codes] or [0], np.int32)  # codes are numbered as they came
+    index = np.lib.format.open_memmap(folder / "index.npy", "w+", INDEX, (rows,))
+    part = np.memmap(folder / "index.part", INDEX, "r")
+    for first in range(0, rows, _COPIED):
+        some = part[first : first + _COPIED].copy()
         for side in ("source_language", "target_language"):
-            index[side] = place[index[side]]
-    np.save(folder / "index.npy", index)
-    (folder / "facts.json").write_text(json.dumps({"languages": languages, "dropped": dropped, "skipped": skipped}))
+            some[side] = place[some[side]]
+        index[first : first + _COPIED] = some
+    index.flush()
+    (folder / "index.part").unlink()
+    facts = {"languages": languages, "dropped": dropped, "skipped": skipped}
+    facts["doubts"] = doubts.look(corpus, index, languages) if languages else []
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _encoded(
@@ -229,9 +258,9 @@ def _encoded(
 def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) -> tuple:
     start = (item.record, item.record_hash, position, len(example.tokens))
     if not item.source_language:
-        return (*start, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return (*start, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     languages = (codes.setdefault(code, len(codes)) for code in (item.source_language, item.target_language))
-    hashes = text_hash(item.source), text_hash(item.target)
+    hashes = text_hash(item.source), text_hash(item.target), item.line_hash
     return (*start, *example.source, *example.target, *languages, *hashes, *(example.alone or (0, 0)))
 
 
@@ -248,6 +277,7 @@ def _items(corpus: Corpus, template: Template, eos: str, directions: str, indice
             continue
         sides = [(record["source"], record["source_language"]), (record["target"], record["target_language"])]
         record_hash = _record_hash(sorted(text for text, _ in sides))
+        line_hash = int(record.get("line") or text_hash(record["source"]))
         for name, ((source, source_language), (target, target_language)) in (
             ("forward", sides),
             ("backward", sides[::-1]),
@@ -256,7 +286,7 @@ def _items(corpus: Corpus, template: Template, eos: str, directions: str, indice
                 response = _without_end(target, eos)
                 prompt = template.render_translation(source, response, source_language, target_language)
                 languages = {"source_language": source_language, "target_language": target_language}
-                yield _Item(number, record_hash, origin, prompt, source=source, target=target, **languages)
+                yield _Item(number, record_hash, origin, prompt, (), source, target, **languages, line_hash=line_hash)
 
 
 def _without_end(response: str, eos: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import re
+import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
@@ -10,7 +14,8 @@ from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError, one_line
 
 Record = dict[str, str]
-"""Parallel: source, target, source_language, target_language, origin. Instructions: instruction, input, output,
+"""Parallel: source, target, source_language, target_language, origin; of a multi-way line also `line`, the hash of its
+meaning. Instructions: instruction, input, output,
 language, origin; or messages, language, origin, where `messages` is JSON, a list of objects with role and content.
 `origin` is `file:line`. Sentences carry no white space at their ends; the contents of messages stay as they are."""
 
@@ -19,6 +24,17 @@ _CHATS = {  # field of a chat: what a turn's role and text are called in it, and
     "messages": ("role", "content", {}),
     "conversations": ("from", "value", {"human": "user", "gpt": "assistant"}),
 }
+_SYSTEM = ("system", "system_prompt", "system_message")  # columns beside a chat that hold its system turn
+_CHANGE_A_PROMPT = (  # what a chat or an answer was given with besides, which no prompt made here would hold
+    "tools", "functions", "function_call", "tool_choice", "tool_calls", "documents", "chat_template_kwargs",
+    "chat_template", "enable_thinking", "add_generation_prompt", "continue_final_message", "history", "context",
+    "prefix", "suffix", "reasoning_content", "images", "image", "videos", "video", "audios", "audio",
+)  # fmt: skip
+# Of what has no category of control, format or space, this is blank: fillers, selectors, the empty braille pattern.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
 
 
 class BadLine(NamedTuple):
@@ -26,6 +42,14 @@ class BadLine(NamedTuple):
 
     origin: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
+    def error(self, *, skip_helps: bool) -> UserError:
+        """What stops the preparation; `skip_helps` if there are good lines too."""
+        hint = " (--data.on-error=skip leaves bad lines out and lists them)" if skip_helps else ""
+        return UserError(f"{self}{hint}")
 
 
 class Bad(Exception):
@@ -55,9 +79,19 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 decode = json.JSONDecoder(object_pairs_hook=_once).decode
 
 
+def present(value):
+    """`value` without the nulls that stand for absent fields, at every depth."""
+    if isinstance(value, dict):
+        return {key: present(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [present(inner) for inner in value]
+    return value
+
+
 def json_object(line: str) -> dict:
+    """The object in a line, as `present` has it."""
     try:
-        value = decode(line)
+        value = present(decode(line))
     except (ValueError, RecursionError) as error:
         raise Bad(f"not JSON ({error}); each line has to be one JSON object") from None
     if not isinstance(value, dict):
@@ -81,11 +115,25 @@ def string(value, field: str) -> str:
     return exact(value, field).strip()
 
 
+def is_visible(text: str) -> bool:
+    """Whether any character of `text` would be seen: no space, control, format character, filler or selector."""
+    return any(unicodedata.category(c) not in _UNSEEN and not _BLANK.match(c) for c in text)
+
+
 def sentence(value, field: str) -> str:
     found = string(value, field)
     if not found:
         raise Bad(f"field {field!r} is empty; both sides need a sentence: fill it in or remove the line")
+    if not is_visible(found):
+        raise Bad(f"field {field!r} is empty: it has no visible character; fill it in or remove the line")
     return found
+
+
+@functools.lru_cache(maxsize=1 << 12)  # a pair is asked for in both directions
+def text_hash(text: str) -> int:
+    """A signed 32-bit hash of the text whatever its case, width, Unicode form and spaces, the same on every machine."""
+    text = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()[:4], "little", signed=True)
 
 
 def language(value, field: str) -> str:
@@ -122,20 +170,57 @@ def sentences(item: dict) -> dict[str, str]:
 
 
 def instruction(item) -> Record:
+    """An instruction with its answer, or a chat. Fields that would have changed the prompt are used, or refused."""
     if not isinstance(item, dict):
         raise Bad(f"not an object with instruction, input and output, but {type(item).__name__}")
     code = item.get("language", item.get("lang"))
     found = {"language": "" if code in (None, "") else language(code, "language")}
-    if field := next((name for name in _CHATS if item.get(name) is not None), None):
-        if item.get("tools"):
-            raise Bad("field 'tools' is not supported, and the chat was held with them; remove the line, or the field")
-        return {"messages": json.dumps(_messages(item[field], field), ensure_ascii=False)} | found
-    given = item.get("input")
+    refused, system, chat = (
+        [name for name in names if not _is_empty(item.get(name))] for names in (_CHANGE_A_PROMPT, _SYSTEM, _CHATS)
+    )
+    if refused:
+        raise Bad(
+            f"field {refused[0]!r} is not supported, which the answer was given with; remove the field or the line"
+        )
+    if "instruction" not in item:
+        chat = chat or [name for name in _CHATS if item.get(name) is not None]
+    for names in (system, chat):
+        if len(names) > 1:
+            raise Bad(f"both {names[0]!r} and {names[1]!r} are there; keep one of them")
+    if chat:
+        (field,) = chat
+        messages = _messages(item[field], field)
+        if system:
+            messages = _with_system(exact(item[system[0]], system[0]), system[0], messages)
+        _check_prompt(item.get("prompt"), messages)
+        return {"messages": json.dumps(messages, ensure_ascii=False)} | found
+    if system:
+        raise Bad(f"field {system[0]!r} has no place in a prompt template; write the line as a chat ('messages')")
+    given = string("" if item.get("input") is None else item["input"], "input")
     return {
         "instruction": sentence(get(item, "instruction"), "instruction"),
-        "input": "" if given is None else string(given, "input"),
+        "input": given if is_visible(given) else "",
         "output": sentence(get(item, "output"), "output"),
     } | found
+
+
+def _is_empty(value) -> bool:
+    """Whether a field says nothing: null, an empty text, list or object, or such a list as text."""
+    return value is None or value in ({}, [], "[]") or (isinstance(value, str) and not is_visible(value))
+
+
+def _with_system(text: str, field: str, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    if messages[0]["role"] == "system":
+        raise Bad(f"the chat has a turn of the system, and field {field!r} has another; keep one of them")
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _check_prompt(prompt, messages: list[dict[str, str]]) -> None:
+    """Some data sets repeat the first question as `prompt`; anything else there is not in the chat."""
+    if isinstance(prompt, str) and prompt.strip() not in ("", *(one["content"].strip() for one in messages)):
+        raise Bad(
+            "field 'prompt' is no turn of the chat, and the answer was given with it; remove the line, or the field"
+        )
 
 
 def _messages(turns, field: str) -> list[dict[str, str]]:
@@ -148,7 +233,8 @@ def _messages(turns, field: str) -> list[dict[str, str]]:
         where = f"{field}[{place}]"
         if not isinstance(turn, dict):
             raise Bad(f"field {where!r} has to be an object with {role} and {content}, not {type(turn).__name__}")
-        turn = {name: value for name, value in turn.items() if value is not None}
+        kept = {name for name, value in turn.items() if value is not None}
+        turn = {name: turn[name] for name in kept if name in (role, content) or not _is_empty(turn[name])}
         if unknown := turn.keys() - {role, content}:
             raise Bad(f"field {where!r} has {min(unknown)!r}, which is not supported; it can hold {role} and {content}")
         for name in (role, content):
@@ -157,7 +243,7 @@ def _messages(turns, field: str) -> list[dict[str, str]]:
         who, said = (exact(turn[name], f"{where}.{name}") for name in (role, content))
         if (who := names.get(who, who)) not in _ROLES:
             raise Bad(f"field '{where}.{role}' is {who!r}; it has to be one of {', '.join([*_ROLES, *names])}")
-        if who in ("user", "assistant") and not said.strip():
+        if who in ("user", "assistant") and not is_visible(said):
             raise Bad(f"field '{where}.{content}' is empty; fill it in or remove the line")
         messages.append({"role": who, "content": said})
     if "assistant" not in [message["role"] for message in messages]:

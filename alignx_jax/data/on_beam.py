@@ -76,13 +76,13 @@ def survey(files: Sequence[pathlib.Path], read: Read, stop: bool, text: str, fol
     gathered.unlink()
     for _, _, bad, failure in found:
         if stop and bad:
-            raise UserError(f"{bad[0]} (--data.on-error=skip leaves bad lines out and lists them)")
+            raise BadLine(*bad[0]).error(skip_helps=any(count for _, count, _, _ in found))
         if failure:
             raise UserError(failure)
     starts = [0, *itertools.accumulate(count for _, count, _, _ in found)]
     if not starts[-1]:
         raise UserError(f"{files[0]}: not one record that can be used")
-    return starts[:-1], [line for _, _, bad, _ in found for line in bad]
+    return starts[:-1], [BadLine(*line) for _, _, bad, _ in found for line in bad]
 
 
 def records(files: Sequence[pathlib.Path], read: Read, starts: Sequence[int]):
@@ -99,7 +99,7 @@ def _check(numbered: tuple[int, list[pathlib.Path]], read: Read, stop: bool):
     try:
         for record in read(part):
             if isinstance(record, BadLine):
-                bad.append(f"{record.origin}: {record.reason}")
+                bad.append(record)
                 if stop:
                     break
             else:

@@ -22,10 +22,11 @@ import numpy as np
 
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config, DataConfig
-from alignx_jax.data import cache, corpora, packing, prompts, readers
+from alignx_jax.data import cache, corpora, multiway_files, packing, prompts
 from alignx_jax.data.examples import Examples, Progress, encode, hold_out
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.mixture import Part, balanced, mixed
+from alignx_jax.data.sources import SAMPLE
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.exits import UserError
 
@@ -181,14 +182,14 @@ class Split:
         place = slice(entry["start"], entry["start"] + entry["length"])
         tokens, labels = part.examples.tokens[place], part.examples.labels[place]
         if not self._spans:
-            return packing.PackedExample(tokens, labels, (0, 0), (0, 0), (0, 0), (0, 0))
+            return packing.PackedExample(tokens, labels, (0, 0), (0, 0), (0, 0), (0, 0, 0))
         return packing.PackedExample(
             tokens,
             labels,
             source=(entry["source_start"], entry["source_end"]),
             target=(entry["target_start"], entry["target_end"]),
             languages=(part.languages[entry["source_language"]], part.languages[entry["target_language"]]),
-            hashes=(entry["source_hash"], entry["target_hash"]),
+            hashes=(entry["source_hash"], entry["target_hash"], entry["line_hash"]),
             alone=(entry["source_alone"], entry["target_alone"]) if entry["source_alone"] else None,
         )
 
@@ -227,6 +228,11 @@ class Data:
     def corpora(self) -> tuple[corpora.Corpus, ...]:
         """The prepared sources, with the bad lines that each skipped."""
         return tuple(one.corpus for one in self.sources)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what the sources have that is not used, or that may not be what it should."""
+        return [note for one in self.sources for note in one.notes]
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the trained model wants to know of its data, as JSON: languages and numbers."""
@@ -338,22 +344,22 @@ def multiway(
     """Sentences that say the same in every language: `result[code][i]` for all codes are translations of each other.
 
     Args:
-      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, a folder of text files, one a language, a
+      path: JSONL (.gz too) with `{"text": {"en": ..., "de": ...}}` a line, a folder with a file for each language, a
         published data set such as `flores200:devtest`, or `sample`, the held-out sentences.
       languages: codes to read; empty: all in the file. Lines without all of them are left out.
       cache_folder: where published data sets are built, `--data.cache`.
       besides: codes to read too if no line is left out for it.
-      tell: called with a sentence on the lines that were left out, if there are any.
+      tell: called with a sentence on the files, and one on the lines, that are left out, if there are any.
 
     Raises:
       UserError: no such file, a bad line, or no line with all languages.
     """
     lines = corpora.sentences(path, pathlib.Path(cache_folder))
     if lines is None:
-        file = readers.SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
+        file = SAMPLE / "parallel.heldout.jsonl.gz" if path == "sample" else pathlib.Path(path).expanduser()
         if not file.exists():
             raise UserError(f"{path}: no such file or folder")
-        lines = list(readers.read_multiway(file))
+        lines = multiway_files.read(file, tell)
     if not lines:
         raise UserError(f"{path}: empty; it needs multi-way sentences, see docs/data.md")
     there = Counter(code for sentences in lines for code in sentences)

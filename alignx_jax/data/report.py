@@ -14,13 +14,11 @@ from rich.table import Table
 
 from alignx_jax.console import Screen
 from alignx_jax.data.examples import Examples
-from alignx_jax.data.identify import is_improbable, label_of, most_probable
 
-CHECKED = 500
-"""Most records of a source and pair whose languages are identified, spread evenly over it."""
-_SHOWN = 5  # sentences of a language, and places of a bad line
+_SHOWN = 5  # sentences of a language
 _BINS = 12
 _BARS = " ▁▂▃▄▅▆▇█"
+_PLACE = re.compile(r"(?<![\w-])\d+")  # a number, not that of UTF-8
 _BAD_LINE = re.compile(r"(.*?: ?(?:element |row )?\d+): (.*)")
 
 
@@ -35,10 +33,10 @@ def facts(sources: Sequence[Examples]) -> dict[str, Any]:
       probability below 0.2, which other one it takes them for, and a few of them with their places. A language that it
       does not know has null.
     """
-    by_direction: dict[str, list[np.ndarray]] = defaultdict(list)
+    by_direction: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for one in sources:
-        for name, index in _directions(one):
-            by_direction[name].append(index)
+        for name, chosen in _directions(one):
+            by_direction[name].append((one.index["length"][chosen], one.index["record_hash"][chosen]))
     longest = max((int(one.index["length"].max()) for one in sources), default=1)
     edges = np.unique(np.linspace(0, longest + 1, _BINS + 1).astype(int))
     return {
@@ -93,20 +91,20 @@ def html(found: dict[str, Any]) -> str:
     return console.export_html()
 
 
-def _directions(one: Examples) -> list[tuple[str, np.ndarray]]:
+def _directions(one: Examples) -> list[tuple[str, np.ndarray | slice]]:
+    """The examples of each direction."""
     if one.corpus.kind == "instructions":
-        return [(f"instructions of {one.corpus.source}", one.index)]
+        return [(f"instructions of {one.corpus.source}", slice(None))]
     codes = np.stack([one.index["source_language"], one.index["target_language"]], axis=1)
     found = []
     for pair in np.unique(codes, axis=0):
         source, target = (one.languages[code] for code in pair)
-        found.append((f"{source} > {target}", one.index[(codes == pair).all(axis=1)]))
+        found.append((f"{source} > {target}", (codes == pair).all(axis=1)))
     return found
 
 
-def _direction(indexes: list[np.ndarray], edges: np.ndarray) -> dict[str, Any]:
-    lengths = np.concatenate([index["length"] for index in indexes])
-    texts = np.concatenate([index["record_hash"] for index in indexes])
+def _direction(parts: list[tuple[np.ndarray, np.ndarray]], edges: np.ndarray) -> dict[str, Any]:
+    lengths, texts = map(np.concatenate, zip(*parts, strict=True))
     tokens = {"mean": float(lengths.mean()), "median": float(np.median(lengths)), "max": int(lengths.max())}
     return {
         "examples": len(lengths),
@@ -118,11 +116,12 @@ def _direction(indexes: list[np.ndarray], edges: np.ndarray) -> dict[str, Any]:
 
 def _source(one: Examples) -> dict[str, Any]:
     reasons = Counter()
-    listed = ((folder / "skipped.txt").read_text(encoding="utf-8") for folder in (one.corpus.folder, one.folder))
-    for line in "".join(listed).splitlines():
-        match = _BAD_LINE.fullmatch(line)
-        reason = (match.group(2) if match else line).partition(";")[0]
-        reasons[re.sub(r"\d+", "N", reason)] += 1  # at which byte is in the file
+    for folder in (one.corpus.folder, one.folder):
+        with open(folder / "skipped.txt", encoding="utf-8") as lines:
+            for line in lines:
+                match = _BAD_LINE.fullmatch(line.rstrip("\n"))
+                reason = (match.group(2) if match else line.rstrip("\n")).partition(";")[0]
+                reasons[_PLACE.sub("N", reason)] += 1  # at which byte is in the file
     return {
         "kind": one.corpus.kind,
         "source": one.corpus.source,
@@ -133,43 +132,23 @@ def _source(one: Examples) -> dict[str, Any]:
 
 
 def _languages(sources: Sequence[Examples]) -> dict[str, Any]:
-    checked, doubtful, taken, examples = Counter(), Counter(), defaultdict(Counter), defaultdict(list)
+    """What `doubts.look` saw of each language, over all sources and pairs."""
+    by_code: dict[str, list[dict[str, Any] | None]] = defaultdict(list)
     for one in sources:
-        for records in _sample(one):
-            for record in one.corpus.records(records):
-                for side in ("source", "target"):
-                    code, text = record[f"{side}_language"], record[side]
-                    label = label_of(code)
-                    checked[code] += 1
-                    if label is None or not is_improbable(text, label):
-                        continue
-                    doubtful[code] += 1
-                    if (other := most_probable(text)) != label:  # the first of many that are about as probable
-                        taken[code][other] += 1
-                    if len(examples[code]) < _SHOWN:
-                        examples[code].append({"origin": record["origin"], "text": text})
-    return {
-        code: {
-            "checked": checked[code],
-            "doubtful": doubtful[code],
-            "taken_for": dict(taken[code].most_common()),
-            "examples": examples[code],
+        for pair in one.doubts:
+            for code, side in pair["languages"].items():
+                by_code[code].append(side)
+    found = {}
+    for code, sides in sorted(by_code.items()):
+        known = [side for side in sides if side]
+        taken = sum((Counter(side["taken_for"]) for side in known), Counter())
+        found[code] = known and {
+            "checked": sum(side["checked"] for side in known),
+            "doubtful": sum(side["doubtful"] for side in known),
+            "taken_for": dict(taken.most_common()),
+            "examples": [example for side in known for example in side["examples"]][:_SHOWN],
         }
-        if label_of(code)
-        else None
-        for code in sorted(checked)
-    }
-
-
-def _sample(one: Examples) -> list[np.ndarray]:
-    """Records of each pair of languages, whatever the directions that examples are made of."""
-    codes = np.sort(np.stack([one.index["source_language"], one.index["target_language"]], axis=1), axis=1)
-    found = []
-    for pair in np.unique(codes, axis=0):
-        records = np.unique(one.index["record"][(codes == pair).all(axis=1)])
-        count = min(CHECKED, len(records))
-        found.append(records[np.arange(count) * len(records) // count])
-    return found
+    return {code: one or None for code, one in found.items()}
 
 
 def _bars(histogram: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Literal
 
 import numpy as np
@@ -28,11 +27,6 @@ class Example:
     """[n] bool: tokens with weight in the next-token loss."""
     alone: tuple[int, int] | None = None
     """First tokens of the source and of the target by themselves, behind the prompt, if they are encoded once more."""
-
-
-def text_hash(text: str) -> int:
-    """A signed 32-bit hash of the exact text, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()[:4], "little", signed=True)
 
 
 def token_range(offsets: np.ndarray, characters: tuple[int, int]) -> tuple[int, int]:

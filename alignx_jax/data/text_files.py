@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from alignx_jax.exits import UserError
 
-LONGEST_LINE = 1 << 26
+LONGEST_LINE = 1 << 20
+"""Bytes of a line, or of a row of a Parquet or Arrow file: a book's chapter. Encoding takes hundreds of times of it."""
 LARGEST = 1 << 30
-"""Bytes, decompressed: what is longer is no text of sentences, and memory is not spent on it."""
+"""Bytes of a file that is read in one piece, decompressed, or of an archive's members."""
 
 _DAMAGE = (EOFError, zlib.error, OSError)
 
@@ -28,7 +29,7 @@ def lines(file: pathlib.Path) -> Iterator[tuple[int, bytes]]:
             for number, raw in enumerate(iter(functools.partial(stream.readline, LONGEST_LINE + 1), b""), 1):
                 if len(raw) > LONGEST_LINE:
                     raise UserError(
-                        f"{file}:{number}: a line of more than {LONGEST_LINE:,} bytes; is this the right file?"
+                        f"{file}:{number}: a line of more than {LONGEST_LINE:,} bytes; split it, or leave it out"
                     )
                 yield number, _without_mark(raw) if number == 1 else raw
     except _DAMAGE as error:

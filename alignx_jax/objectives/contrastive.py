@@ -25,9 +25,7 @@ def contrastive(
     source_GxNxD: jax.Array,
     target_GxNxD: jax.Array,
     valid_GxN: jax.Array,
-    source_hash_GxN: jax.Array,
-    target_hash_GxN: jax.Array,
-    *,
+    *ids_GxN: jax.Array,
     temperature: float,
     form: Literal["published", "symmetric"],
     scope: pooling.Scope,
@@ -36,20 +34,19 @@ def contrastive(
     """Sum over pairs j of -1/2 log softmax_i(cos(target_i, source_j) / tau) at i = j; divide it by the number of pairs.
 
     One direction and halved, as the published code computes it (each source against all targets); `symmetric` adds
-    the other direction, so that the sum is the mean of both. With `duplicates="mask"` a pair i that shares a sentence
-    with pair j (its source or its target, on either side) is no negative of j: its target, too, renders j's meaning.
+    the other direction, so that the sum is the mean of both. With `duplicates="mask"` a pair i that shares an id
+    with pair j (its source, its target or its line, in any of the arrays) is no negative of j: it says what j says.
 
     Args:
       source_GxNxD: pooled source sentences, float32 or float64.
       target_GxNxD: pooled target sentences.
       valid_GxN: which slots hold a pair; the others neither count nor act as negatives.
-      source_hash_GxN: equal numbers mean equal sentences, across both hash arrays.
-      target_hash_GxN: the same of the targets.
+      ids_GxN: ids of each pair's source, of its target, of its line: equal numbers mean the same, across the arrays.
     """
     groups, n, _ = source_GxNxD.shape
-    sentences_GxN = valid_GxN, source_hash_GxN, target_hash_GxN
-    row_facts = pooling.places(groups, n, scope), *sentences_GxN
-    column_facts = tuple(pooling.meet(x, scope) for x in sentences_GxN)
+    facts_GxN = valid_GxN, *ids_GxN
+    row_facts = pooling.places(groups, n, scope), *facts_GxN
+    column_facts = tuple(pooling.meet(x, scope) for x in facts_GxN)
     of_block = functools.partial(_of_block, temperature=temperature, duplicates=duplicates)
 
     def one_direction(anchor_GxNxD: jax.Array, other_GxNxD: jax.Array) -> jax.Array:
@@ -67,9 +64,7 @@ def cosines(
     source_GxNxD: jax.Array,
     target_GxNxD: jax.Array,
     valid_GxN: jax.Array,
-    source_hash_GxN: jax.Array,
-    target_hash_GxN: jax.Array,
-    *,
+    *ids_GxN: jax.Array,
     scope: pooling.Scope,
     duplicates: Literal["mask", "keep"],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -77,7 +72,7 @@ def cosines(
 
     Arguments are those of `contrastive`. The mean of nothing is 0.
     """
-    facts_GxN = valid_GxN, source_hash_GxN, target_hash_GxN
+    facts_GxN = valid_GxN, *ids_GxN
     row_facts = pooling.places(*valid_GxN.shape, scope), *facts_GxN
     others_GxMxD = pooling.meet(_unit(target_GxNxD), scope)
     cosine_GxNxM = _products(_unit(source_GxNxD), others_GxMxD)
@@ -97,13 +92,13 @@ def _products(anchor_GxBxD: jax.Array, other_GxMxD: jax.Array) -> jax.Array:
 
 def _meetings(row_facts, column_facts, duplicates: str) -> tuple[jax.Array, jax.Array]:
     """[G,B,M] twice: where an anchor meets its own pair, and where a pair that is a negative of it."""
-    place_GxB, valid_GxB, *hashes_GxB = row_facts
-    valid_GxM, *hashes_GxM = column_facts
+    place_GxB, valid_GxB, *ids_GxB = row_facts
+    valid_GxM, *ids_GxM = column_facts
     same_GxBxM = place_GxB[:, :, None] == jnp.arange(valid_GxM.shape[1])[None, None, :]
     negative_GxBxM = valid_GxB[:, :, None] & valid_GxM[:, None, :] & ~same_GxBxM
     if duplicates == "mask":
-        for own_GxB in hashes_GxB:
-            for others_GxM in hashes_GxM:
+        for own_GxB in ids_GxB:
+            for others_GxM in ids_GxM:
                 negative_GxBxM &= own_GxB[:, :, None] != others_GxM[:, None, :]
     return same_GxBxM, negative_GxBxM
 

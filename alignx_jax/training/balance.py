@@ -75,8 +75,8 @@ def _of_contrastive(pairs: steps.Pairs, plan: steps.Recipe, count: jax.Array) ->
     source, target = jnp.split(pairs.aligned_Gx2NxD, 2, axis=1)
     nowhere = jnp.zeros_like(source)  # all cosines are 0
     settings = {"temperature": plan.objective.contrastive.temperature, "form": plan.objective.contrastive.form}
-    total = contrastive.contrastive(nowhere, nowhere, pairs.valid_GxN, *pairs.hashes, **settings, **options)
-    cosines = contrastive.cosines(source, target, pairs.valid_GxN, *pairs.hashes, **options)
+    total = contrastive.contrastive(nowhere, nowhere, pairs.valid_GxN, *pairs.ids, **settings, **options)
+    cosines = contrastive.cosines(source, target, pairs.valid_GxN, *pairs.ids, **options)
     names = "cosine/translations", "cosine/others", "cosine/deviation"
     return {"chance/contrastive": total / count.astype(total.dtype)} | dict(zip(names, cosines, strict=True))
 

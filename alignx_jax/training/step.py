@@ -141,8 +141,8 @@ class Pairs(NamedTuple):
     """What the pair losses take of rows that meet: G groups of N slots, whose pairs are in front."""
 
     valid_GxN: jax.Array
-    hashes: tuple[jax.Array, jax.Array]
-    """[G,N] of the sources and of the targets."""
+    ids: tuple[jax.Array, jax.Array, jax.Array]
+    """[G,N] of the sources, of the targets and of their lines."""
     language_Gx2N: jax.Array
     aligned_Gx2NxD: jax.Array | None
     """Pooled sources, then targets, standardized where that is asked for; None without the contrastive loss."""
@@ -180,7 +180,7 @@ def pairs(pooled_RxPxKxD: jax.Array, batch: Batch, recipe: Recipe) -> Pairs:
 
     return Pairs(
         valid_GxN,
-        (gather(batch.source_hash), gather(batch.target_hash)),
+        (gather(batch.source_hash), gather(batch.target_hash), gather(batch.line_hash)),
         both(batch.source_language, batch.target_language),
         sentences("contrastive", recipe.contrastive_layer, 0),
         sentences("language_matching", recipe.matching_layer, 2),
@@ -194,7 +194,7 @@ def pair_sums(model: AlignX, these: Pairs, recipe: Recipe) -> dict[str, jax.Arra
         sums["contrastive"] = contrastive.contrastive(
             *jnp.split(these.aligned_Gx2NxD, 2, axis=1),
             these.valid_GxN,
-            *these.hashes,
+            *these.ids,
             temperature=objective.contrastive.temperature,
             form=objective.contrastive.form,
             scope=recipe.scope,

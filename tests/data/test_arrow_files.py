@@ -1,13 +1,14 @@
 """Files that pyarrow and Hugging Face `datasets` wrote, read as sources."""
 
 import json
+import tracemalloc
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignx_jax.data import corpora
+from alignx_jax.data import corpora, text_files
 from alignx_jax.exits import UserError
 
 PAIRS = [("Guten Tag", "Good day"), ("Здравствуй мир", "Hello world"), ("你好", "Hello")]
@@ -124,3 +125,64 @@ def test_files_of_another_folder_are_not_read(tmp_path, name):
     state.write_text(json.dumps({"_data_files": [{"filename": name.format(tmp_path)}]}))
     with pytest.raises(UserError, match=r"state.json: .* is no Arrow file of its folder.; save it again"):
         _read(tmp_path / "data", tmp_path)
+
+
+LONG = "a" * (text_files.LONGEST_LINE + 1)
+
+
+def _stream(path, table, **options) -> None:
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("form", ["text", "dictionary", "chat"])
+def test_a_row_that_is_too_long_has_its_place(tmp_path, kind, form):
+    texts = pa.array(["Tag", LONG, "Tag"])
+    if form == "chat":
+        turns = [[{"role": "user", "content": t}, {"role": "assistant", "content": "a"}] for t in texts.to_pylist()]
+        table = pa.table({"messages": turns})
+    else:
+        texts = texts.dictionary_encode() if form == "dictionary" else texts
+        table = pa.table({"src": texts, "tgt": ["day"] * 3, "src_lang": ["de"] * 3, "tgt_lang": ["en"] * 3})
+    path = tmp_path / f"a.{kind}"
+    pq.write_table(table, path) if kind == "parquet" else _stream(path, table)
+    with pytest.raises(UserError, match=rf"a\.{kind}: row 2: more than 1,048,576 bytes"):
+        _read(path, tmp_path, "instructions" if form == "chat" else "parallel")
+    assert len(_read(path, tmp_path, "instructions" if form == "chat" else "parallel", "skip")) == 2
+
+
+@pytest.mark.parametrize("values", [1, 20])
+def test_a_parquet_that_inflates_without_end_is_not_read(tmp_path, values):
+    """Of 100 MB in one value, and in twenty under the limit: some kilobytes on disk."""
+    size = 100_000_000 if values == 1 else 1_000_000
+    table = pa.table({"src": [f"{n}" + "a" * size for n in range(values)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    del table
+    before = pa.total_allocated_bytes()
+    with pytest.raises(UserError, match=r"a\.parquet: rows 1 to \d+: column 'src' inflates to"):
+        _read(tmp_path / "a.parquet", tmp_path)
+    assert pa.total_allocated_bytes() - before < 1e6
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_an_arrow_file_that_is_compressed_inside_is_not_read(tmp_path, compression, dictionary):
+    column = pa.array(["a" * 10_000] * 3)
+    table = pa.table({"src": column.dictionary_encode() if dictionary else column})
+    _stream(tmp_path / "a.arrow", table, compression=compression)
+    with pytest.raises(UserError, match=r"a\.arrow: compressed inside; save it again without"):
+        _read(tmp_path / "a.arrow", tmp_path)
+
+
+def test_a_list_of_a_thousand_times_one_value_is_not_made(tmp_path):
+    value = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["a" * 1_000_000]))
+    _stream(tmp_path / "a.arrow", pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000]), value)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"a\.arrow: row 1: cannot be read .list.*dictionary.* is not supported"):
+            _read(tmp_path / "a.arrow", tmp_path, "instructions")
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

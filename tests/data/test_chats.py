@@ -14,7 +14,7 @@ import transformers
 from pyarrow import parquet
 
 from alignx_jax.config import Config, DataConfig, TrainingConfig
-from alignx_jax.data import chats, fields, pipeline, readers, tokenizer
+from alignx_jax.data import chats, fields, pipeline, readers, sources, tokenizer
 from alignx_jax.data.fields import Bad
 from alignx_jax.exits import UserError
 from alignx_jax.objectives.next_token import next_token
@@ -307,5 +307,5 @@ def test_chats_of_parquet(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved", num_proc=1)
     for source in (tmp_path / "a.parquet", tmp_path / "saved"):
-        chat, plain = readers.read_instructions(readers.instruction_files(str(source)))
+        chat, plain = readers.read_instructions(sources.instructions(str(source)).files)
         assert json.loads(chat["messages"]) == CHAT and plain["output"] == "Gut."

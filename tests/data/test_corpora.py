@@ -122,7 +122,7 @@ BAD = {
     "columns": (b"de\ten\ta\n", "c.tsv:3: 3 columns"),
     "pair": (b"a\tb\n", "c.tsv:3: 2 columns, and no language pair in the file's name"),
     "empty": (b"de\ten\t  \tb\n", "c.tsv:3: field 'src' is empty"),
-    "language": (b"de\txxx\ta\tb\n", "c.tsv:3: field 'tgt_lang': unknown language code 'xxx'"),
+    "language": (b"de\txxx\ta\tb\n", "c.tsv:3: field 'tgt_lang': 'xxx' is no language code"),
     "json": (b"{]\n", "c.jsonl:3: not JSON"),
     "deep": (b"[" * 100_000 + b"\n", "c.jsonl:3: not JSON"),
     "array": (b"[1]\n", "c.jsonl:3: not a JSON object"),
@@ -139,7 +139,7 @@ BAD = {
     ),
     "escapes": (
         b"de\t\x1b[2J\xe2\x80\xa8x\ta\tb\n",
-        r"c.tsv:3: field 'tgt_lang': unknown language code '\x1b[2J\u2028x'",
+        r"c.tsv:3: field 'tgt_lang': '\x1b[2J\u2028x' is no language code",
     ),
     "texts": (_jsonl([{"text": "a"}]), "c.jsonl:3: field 'text' has to be an object"),
 }
@@ -198,7 +198,7 @@ def test_instructions(tmp_path, name):
         ({"instruction": "a"}, "field 'output' is missing"),
         ({"instruction": "a", "output": " "}, "field 'output' is empty"),
         ({"instruction": "a", "output": "b", "input": 0}, "field 'input' has to be a text, not int"),
-        ({"instruction": "a", "output": "b", "language": "xxx"}, "field 'language': unknown language code"),
+        ({"instruction": "a", "output": "b", "language": "xxx"}, "field 'language': 'xxx' is no language code"),
         (["a"], "not an object"),
     ],
 )
@@ -286,3 +286,37 @@ def test_of_two_at_once_one_prepares(tmp_path):
 def test_fingerprints_tell_parts_apart():
     assert cache.fingerprint("a", ["b"]) == cache.fingerprint("a", ["b"])
     assert len({cache.fingerprint(*parts) for parts in (("ab",), ("a", "b"), (["a", "b"],), ("b", "a"))}) == 4
+
+
+@pytest.mark.parametrize(
+    "header", ["source\ttarget", "de\ten", '"German"\t"English"', "Deutsch\tEnglish", "src_text\ttgt_text"]
+)
+def test_a_header_is_refused(tmp_path, header):
+    path = tmp_path / "de-en.tsv"
+    path.write_text(f"{header}\nGuten Tag\tGood day\nDeutsch\tEnglish\n")
+    with pytest.raises(
+        UserError, match=r"de-en\.tsv:1: looks like a header .*; remove the line .--data\.on-error=skip"
+    ):
+        _prepare(path, tmp_path)
+    pairs = [("de", "en", "Guten Tag", "Good day"), ("de", "en", "Deutsch", "English")]
+    assert _all(_prepare(path, tmp_path, on_error="skip")) == pairs
+    path.write_text("src_lang\ttgt_lang\tsrc\ttgt\n")
+    with pytest.raises(UserError, match=r"de-en\.tsv:1: looks like a header"):
+        _prepare(path, tmp_path)
+
+
+@pytest.mark.parametrize("first", ["Der Text\tThe text", "Deutsch\tGerman, a language", "Text\t12"])
+def test_a_first_pair_is_no_header(tmp_path, first):
+    (tmp_path / "de-en.tsv").write_text(f"{first}\n")
+    assert len(_prepare(tmp_path / "de-en.tsv", tmp_path)) == 1
+
+
+def test_skipping_is_offered_only_where_it_leaves_something(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(_jsonl([{"source": "a", "target": "b"}] * 3))
+    with pytest.raises(UserError) as error:
+        _prepare(path, tmp_path)
+    assert "a.jsonl:1: field 'src' is missing" in str(error.value) and "on-error" not in str(error.value)
+    path.write_bytes(_jsonl([{"source": "a"}, {"src": "a", "tgt": "b", "src_lang": "de", "tgt_lang": "en"}]))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: field 'src' is missing.*--data\.on-error=skip"):
+        _prepare(path, tmp_path)

@@ -4,8 +4,12 @@ from alignx_jax.data import identify
 
 
 @pytest.mark.parametrize(
-    ("code", "label"), [("zh-Hant", "zh"), ("nb", "no"), ("no", "no"), ("fil", "tl"), ("ht", "ht"), ("ee", None)]
-)
+    ("code", "label"),
+    [
+        ("zh-Hant", "zh"), ("nb", "no"), ("no", "no"), ("fil", "tl"), ("ht", "ht"), ("ff", "fuv"), ("uz", "uz"),
+        ("bik", "bcl"), ("ee", None),
+    ],
+)  # fmt: skip
 def test_names_of_the_identifier(code, label):
     assert identify.label_of(code) == label
 

@@ -93,7 +93,7 @@ def _example(draw):
         source=(edges[0], edges[1]),
         target=(edges[2], edges[3]),
         languages=(draw(st.integers(0, 5)), draw(st.integers(0, 5))),
-        hashes=(draw(st.integers(-9, 9)), draw(st.integers(-9, 9))),
+        hashes=(draw(st.integers(-9, 9)), draw(st.integers(-9, 9)), draw(st.integers(-9, 9))),
         alone=draw(st.sampled_from([None, tuple(alone)])),
     )
 
@@ -115,7 +115,7 @@ def test_a_row_holds_its_examples_and_nothing_else(examples):
             assert row.target_span[place] == (slot if example.target[0] <= position < example.target[1] else 0)
             place += 1
         assert (row.source_language[slot - 1], row.target_language[slot - 1]) == example.languages
-        assert (row.source_hash[slot - 1], row.target_hash[slot - 1]) == example.hashes
+        assert tuple(x[slot - 1] for x in (row.source_hash, row.target_hash, row.line_hash)) == example.hashes
         both = example.source[0] < example.source[1] and example.target[0] < example.target[1]
         assert row.valid[slot - 1] == both
     for name in ("tokens", "positions", "segments", "loss_weights", "source_span", "target_span"):
@@ -123,7 +123,7 @@ def test_a_row_holds_its_examples_and_nothing_else(examples):
         assert array.shape == (64,)
         assert array.dtype == (np.float32 if name == "loss_weights" else np.int32)
         assert not array[place:].any()
-    for name in ("source_language", "target_language", "source_hash", "target_hash", "valid"):
+    for name in ("source_language", "target_language", "source_hash", "target_hash", "line_hash", "valid"):
         array = getattr(row, name)
         assert array.shape == (6,)
         assert array.dtype == (bool if name == "valid" else np.int32)

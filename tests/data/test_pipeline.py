@@ -16,9 +16,10 @@ import pytest
 from alignx_jax.config import Config, DataConfig, ObjectiveConfig, TrainingConfig
 from alignx_jax.config import LanguageMatchingConfig as Matching
 from alignx_jax.config_files import to_json
-from alignx_jax.data import examples, pipeline, readers, tokenizer
-from alignx_jax.data.spans import text_hash
+from alignx_jax.data import examples, pipeline, readers, sources, tokenizer
+from alignx_jax.data.fields import text_hash
 from alignx_jax.exits import UserError
+from alignx_jax.objectives.contrastive import contrastive
 from tests.data.scripts import SENTENCES
 
 LANGUAGES = [code for code in SENTENCES if code != "en"]
@@ -455,6 +456,53 @@ def test_a_folder_of_a_text_file_for_each_language(tmp_path):
         pipeline.multiway(str(tmp_path))
 
 
+LINES = [
+    {"en": "The dog sleeps.", "de": "Der Hund schläft.", "fr": "Le chien dort.", "es": "El perro duerme."},
+    {"en": "It is raining.", "de": "Es regnet.", "fr": "Il pleut.", "es": "Está lloviendo."},
+    {"de": "Sie liest.", "fr": "Elle lit.", "es": "Ella lee."},
+]
+ALSO = [("Koira nukkuu.", "the  DOG sleeps."), ("Sataa.", "\uff29t is raining."), ("Se loppui.", "It stopped.")]
+SAYS = {text: n for n, line in enumerate(LINES) for text in line.values()}
+SAYS |= {text: (0, 1, 3)[n] for n, (text, _) in enumerate(ALSO)}
+
+
+@pytest.fixture
+def said(tmp_path, tiny_tokenizer):
+    """A step with all pairs of three multi-way lines and three pairs of another source; and what each pair says."""
+    (tmp_path / "ways.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
+    (tmp_path / "fi-en.tsv").write_text("".join(f"{fi}\t{en}\n" for fi, en in ALSO), encoding="utf-8")
+    sources = tuple(str(tmp_path / name) for name in ("ways.jsonl", "fi-en.tsv"))
+    config = _config(tmp_path, parallel=sources, pairs="all", validation=0, rows=64, epochs=1, examples_per_row=16)
+    data = pipeline.build(config, "1", tiny_tokenizer)
+    (batch,) = data.train.batches()
+    meanings = [SAYS[record["source"]] for record in data.train.records(0)]
+    return batch, np.array(meanings)
+
+
+def test_two_pairs_share_an_id_where_their_lines_say_the_same(said):
+    """Also across directions and sources, and whatever the case, width and spaces of a sentence."""
+    batch, meanings = said
+    arrays = (batch.source_hash, batch.target_hash, batch.line_hash)
+    ids = [set(ids) for ids in zip(*(x[batch.valid].tolist() for x in arrays), strict=True)]
+    shares = np.array([[bool(a & b) for b in ids] for a in ids])
+    assert len(ids) == 2 * (6 + 6 + 3 + 3)
+    np.testing.assert_array_equal(shares, meanings[:, None] == meanings[None, :])
+
+
+def test_a_perfect_encoder_of_multiway_text_has_no_loss(said):
+    """-1/2 log(1 / (1 + n / e^10)) with the n targets that say something else; their own line's are no negatives."""
+    batch, meanings = said
+    states = jax.numpy.eye(4)[meanings][None]
+    ids = [jax.numpy.asarray(x[batch.valid][None]) for x in (batch.source_hash, batch.target_hash, batch.line_hash)]
+    valid = np.ones((1, len(meanings)), bool)
+    loss = contrastive(
+        states, states, valid, *ids, temperature=0.1, form="published", scope="global", duplicates="mask"
+    )
+    others = np.array([(meanings != one).sum() for one in meanings])
+    assert float(loss) / len(meanings) == pytest.approx(np.log1p(others * np.exp(-10)).mean() / 2, rel=1e-3)
+    assert float(loss) / len(meanings) < 0.001
+
+
 @pytest.mark.parametrize("kind", ["llama2", "deepseek_r1"])
 def test_real_corpora(shared, tmp_path, kind):
     """A slice of every real pair goes through whole: nothing but long or short examples is left out."""
@@ -485,8 +533,8 @@ def test_real_corpora(shared, tmp_path, kind):
 
 def test_the_sample():
     """Every line of the packaged corpus is good, and no held-out sentence is among the training sentences."""
-    pairs = list(readers.read_parallel(readers.parallel_files("sample")))
-    instructions = list(readers.read_instructions(readers.instruction_files("sample")))
+    pairs = list(readers.read_parallel(sources.parallel("sample").files))
+    instructions = list(readers.read_instructions(sources.instructions("sample").files))
     assert [record for record in pairs + instructions if isinstance(record, readers.BadLine)] == []
     held_out = pipeline.multiway("sample")
     languages = {record["source_language"] for record in pairs} | {"en"}

@@ -1,4 +1,3 @@
-import hashlib
 import itertools
 
 import numpy as np
@@ -98,9 +97,3 @@ def test_a_sentence_without_tokens_is_dropped():
     encoding = np.arange(10, 15, dtype=np.int32), np.array([[i, i + 1] for i in range(1, 6)], np.int32)
     settings = {"cutoff": 9, "overlong": "drop", "min_target_tokens": 3, "loss_on": "sequence"}
     assert spans.mark(encoding, prompt, tokenizer, **settings) == "no source token"
-
-
-@pytest.mark.parametrize("text", ["", "Guten Tag", "สวัสดี", "😀"])
-def test_hashes_are_the_first_bytes_of_blake2b(text):
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    assert spans.text_hash(text) == np.frombuffer(digest, "<i4")[0]

@@ -17,6 +17,16 @@ def test_lines_end_with_line_feeds_alone(tmp_path):
         assert text_files.whole(tmp_path / name) == content[3:]
 
 
+def test_the_longest_line(tmp_path):
+    """A mebibyte: encoding a line of 20 MB took 7.7 GB."""
+    assert text_files.LONGEST_LINE == 1 << 20
+    (tmp_path / "a.jsonl").write_bytes(b"a" * (1 << 20) + b"\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: a line of more than 1,048,576 bytes; split it, or leave it out"):
+        list(text_files.lines(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").write_bytes(b"a" * ((1 << 20) - 1) + b"\n")
+    assert len(list(text_files.lines(tmp_path / "a.jsonl"))) == 1
+
+
 def bomb(mebibytes: int) -> bytes:
     """A gzip file of a thousandth of what it inflates to, without a line end."""
     squeeze = zlib.compressobj(9, wbits=31)

@@ -287,7 +287,7 @@ def test_choices_from_files_and_folders(tmp_path):
         (b'{"premise": "\xff"}', "invalid JSON"),
         (b"[1]", "an object"),
         (GOOD, "field 'lang': field required"),
-        (GOOD | {"lang": "xx"}, "field 'lang': unknown language code 'xx'"),
+        (GOOD | {"lang": "xx"}, "field 'lang': 'xx' is no language code"),
         (GOOD | {"lang": "en", "label": 2}, "field 'label': input should be 0 or 1"),
         (GOOD | {"lang": "en", "question": "why"}, "field 'question': input should be 'cause' or 'effect'"),
         (GOOD | {"lang": "en", "choice2": " "}, "field 'choice2': string should have at least 1 character"),

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignx_jax import config_files as configs
-from alignx_jax.data import prompts, readers
+from alignx_jax.data import multiway_files, prompts, readers, sources
 from alignx_jax.data.builders import published
 from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import scoring
@@ -232,7 +232,7 @@ def dataset(folder, data):
     if not (folder / "data-00000-of-00001.arrow").exists():
         write(folder / "data-00000-of-00001.arrow", arrow(PAIR, PAIR))
     write(folder / "state.json", data)
-    files = readers.parallel_files(str(folder))
+    files = sources.parallel(str(folder)).files
     assert all(file.parent == folder for file in files)
     return checked(readers.read_parallel(files), PARALLEL)
 
@@ -240,7 +240,7 @@ def dataset(folder, data):
 def multiway(name):
     def read(folder, data):
         file = write(folder / name, data)
-        found = list(readers.read_multiway(file if "json" in name else folder))
+        found = list(multiway_files.read(file if "json" in name else folder))
         assert all(text.encode() and "\0" not in text for line in found for text in line.values())
         return found
 

@@ -131,10 +131,12 @@ def groups():
 @pytest.mark.parametrize("duplicates", ["mask", "keep"])
 @pytest.mark.parametrize("form", ["published", "symmetric"])
 @pytest.mark.parametrize("block", [256, 3])
-def test_contrastive_is_the_dense_formula(x64, groups, monkeypatch, scope, duplicates, form, block):
+@pytest.mark.parametrize("line", [None, [[20, 21, 9, 20], [22, 17, 24, 20], [9, 26, 22, 9]]])
+def test_contrastive_is_the_dense_formula(x64, groups, monkeypatch, scope, duplicates, form, block, line):
     monkeypatch.setattr("alignx_jax.objectives.contrastive.BLOCK", block)
     (a, c), valid, source, target = groups
-    sentences = [{s, t} for s, t in zip(source[valid], target[valid], strict=True)]
+    ids = [source, target] + ([] if line is None else [np.array(line)])
+    sentences = [set(of_pair) for of_pair in zip(*(x[valid].tolist() for x in ids), strict=True)]
     disjoint = np.array([[not (x & y) for y in sentences] for x in sentences])
     assert (~disjoint).sum() > 9, "the fixture holds repeated sentences"
     group = np.nonzero(valid)[0]
@@ -144,7 +146,7 @@ def test_contrastive_is_the_dense_formula(x64, groups, monkeypatch, scope, dupli
     keep = dict(temperature=0.3, form=form, scope=scope, duplicates=duplicates)
 
     def loss(a, c):
-        return contrastive(a, c, *map(jnp.asarray, (valid, source, target)), **keep)
+        return contrastive(a, c, *map(jnp.asarray, (valid, *ids)), **keep)
 
     def dense(a, c):
         total = dense_contrastive(a, c, 0.3, negative)

@@ -46,6 +46,7 @@ def batch(inputs, prefix: str = "", labels: np.ndarray | None = None, *, equal_w
         target_language=languages[1],
         source_hash=numbers[0],
         target_hash=numbers[1],
+        line_hash=numbers[0],
         valid=kept[:, None],
     )
 

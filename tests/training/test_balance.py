@@ -58,7 +58,8 @@ def test_each_gradient_by_itself(weighed):
 def test_chance(weighed):
     _, rows, _, values = weighed
     valid = np.asarray(rows.valid)
-    sentences = list(zip(np.asarray(rows.source_hash)[valid], np.asarray(rows.target_hash)[valid], strict=True))
+    ids = (rows.source_hash, rows.target_hash, rows.line_hash)
+    sentences = list(zip(*(np.asarray(x)[valid] for x in ids), strict=True))
     met = [sum(not {*one} & {*other} for other in sentences) + 1 for one in sentences]
     assert min(met) < len(sentences), "the rows hold repeated sentences"
     assert values["chance/contrastive"] == pytest.approx(np.mean(np.log(met)) / 2, rel=1e-6)
@@ -78,7 +79,7 @@ def test_cosines_are_those_that_the_loss_sees(weighed):
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     source, target = (of[valid] for of in np.split(unit, 2))
     cosines = source @ target.T
-    sentences = list(zip(*(np.asarray(h)[0][valid] for h in pairs.hashes), strict=True))
+    sentences = list(zip(*(np.asarray(h)[0][valid] for h in pairs.ids), strict=True))
     other = np.array([[not {*one} & {*another} for another in sentences] for one in sentences])
     assert values["cosine/translations"] == pytest.approx(np.diag(cosines).mean(), rel=1e-4)
     assert values["cosine/others"] == pytest.approx(cosines[other].mean(), rel=1e-3, abs=1e-6)

@@ -136,7 +136,7 @@ def random_rows(rng, rows=8, length=24, slots=3, vocabulary=320) -> step.Batch:
             weights[r, start + 1 : end] = 1
             valid[r, slot - 1] = True
             start = end
-    ids = rng.integers(0, 40, (2, rows, slots)).astype(np.int32)
+    ids = rng.integers(0, 60, (3, rows, slots)).astype(np.int32)
     languages = rng.integers(0, 3, (2, rows, slots)).astype(np.int32)
     return step.Batch(
         **arrays,
@@ -145,6 +145,7 @@ def random_rows(rng, rows=8, length=24, slots=3, vocabulary=320) -> step.Batch:
         target_language=languages[1],
         source_hash=ids[0],
         target_hash=ids[1],
+        line_hash=ids[2],
         valid=valid,
     )
 

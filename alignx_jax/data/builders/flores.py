@@ -56,4 +56,3 @@ class Flores101(_Flores):
     ROOT = "flores101_dataset"
     ABOUT = _about("101", "Goyal, Naman and Gao, Cynthia and Chaudhary, Vishrav and others", 2021, "2106.03193")
     LANGUAGES = tuple(CODES["flores101"])
-    STANDARD = {"zho_simpl": "zho_Hans", "zho_trad": "zho_Hant"}  # noqa: RUF012

@@ -25,6 +25,7 @@ from tensorflow_datasets.core.download import checksums, downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from alignx_jax.data.fields import Bad, BadLine, Record, sentence, text
+from alignx_jax.data.shards import InOrder
 from alignx_jax.data.text_files import LARGEST, lines
 from alignx_jax.exits import UserError
 
@@ -37,7 +38,7 @@ CODES: dict[str, list[str]] = json.loads(pathlib.Path(__file__).with_name("codes
 """Configurations or languages of each data set, as it writes them."""
 
 
-class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Published(InOrder, skip_registration=True):
     """Records of an archive in the order of its lines, with `FIELDS` of text.
 
     A line that gives no record is left out, counted in the metadata (`skipped`) and listed in `skipped.txt`: a
@@ -218,8 +219,6 @@ class Multiway(Published, skip_registration=True):
     LANGUAGES: tuple[str, ...]
     """Codes as the data set writes them."""
     SPLITS: tuple[str, ...]
-    STANDARD: ClassVar[dict[str, str]] = {}
-    """Codes that no standard has, with one that means the same."""
 
     def features(self) -> tfds.features.FeaturesDict:
         translations = tfds.features.TranslationVariableLanguages(languages=self.LANGUAGES)
