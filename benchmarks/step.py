@@ -178,7 +178,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
     def pack(e: dict) -> packing.PackedExample:
         a, b, c, d = e["spans"]
         tokens, labels = np.array(e["tokens"]), np.ones(len(e["tokens"]), bool)
-        return packing.PackedExample(tokens, labels, (a, b), (c, d), tuple(e["languages"]), (0, 0))
+        return packing.PackedExample(tokens, labels, (a, b), (c, d), tuple(e["languages"]), (0, 0, 0))
 
     def batch(step: list[list[dict]]):
         made = [packing.assemble([pack(e) for e in row], width, slots) for row in step + [[]] * (rows - len(step))]
@@ -191,7 +191,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
         kernels = np.load(work / "classifier.npz")
         for name in ("gate", "up", "down"):
             getattr(model.classifier, name).set_value(jnp.asarray(kernels[name]))
-        objective = ObjectiveConfig(duplicates="keep")
+        objective = ObjectiveConfig(duplicates="keep", standardize="none")
         if side == "plain":
             objective = ObjectiveConfig(ContrastiveConfig(weight=0.0), LanguageMatchingConfig(weight=0.0))
         recipe = training.Recipe(
@@ -201,6 +201,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
             pairs=True,
             groups=1,
             group_pairs=micro_rows * slots,
+            chunk=128,
             accumulation=micro_batches,
             compute_dtype=jnp.dtype("float32"),
             remat="attention",

@@ -131,7 +131,7 @@ def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Me
     Raises:
       ValueError: the layer to align is still `auto`.
     """
-    if config.objective.contrastive.layer == "auto":
+    if data.pairs and config.objective.contrastive.layer == "auto":
         raise ValueError("the layer to align has to be a number here; alignx_jax.with_layer chooses it")
     most = max(most_pairs(config, data, mesh), expected_pairs(config, mesh))
     return recipe_for(config, decoder, mesh, pairs=data.pairs, group_pairs=most)

@@ -34,7 +34,14 @@ from rich.table import Table
 
 from alignx_jax import config_files as configs
 from alignx_jax import sharding
-from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
+from alignx_jax.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.training import loop, metrics, runs, stopping
 from benchmarks.study.base import DATA
@@ -42,7 +49,8 @@ from benchmarks.study.base import DATA
 LANGUAGES = ("ar", "de", "fi", "fr", "hi", "ru", "sw", "th", "tr", "vi", "zh")
 """Each with English."""
 STUDY = Config(
-    data=DataConfig(template="sample", cutoff=192, row_length=256, limit=500, validation=300),
+    data=DataConfig(template="sample", cutoff=192, row_length=256, limit=500, validation=300, spans="in-prompt"),
+    objective=ObjectiveConfig(contrastive=ContrastiveConfig(layer=4), standardize="none"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
     training=TrainingConfig(
         rows=16, epochs=1.0, compute_dtype="float32", remat="none", validate_every=1000, save_every=50, keep=1

@@ -205,7 +205,7 @@ def sentences_apart(rows: int) -> step.Batch:
     """Rows of two prompts, each followed by its two sentences in segments of their own (`--data.spans=separate`)."""
     rng = np.random.default_rng(4)
     tokens = rng.integers(3, 320, (2 * rows, 18))
-    languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 2))
+    languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 3))
     made = [
         packing.PackedExample(
             tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13)
@@ -320,7 +320,7 @@ def test_sentences_apart_know_nothing_of_their_prompt(folder, mesh):
                 source=(10, 13),
                 target=(14, 18),
                 languages=(0, n % 2 + 1),
-                hashes=(n, n + 9),
+                hashes=(n, n + 9, n),
                 alone=(9, 13),
             )
             for n in range(4)
