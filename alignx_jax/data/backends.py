@@ -26,17 +26,24 @@ class Fast:
     The tokens are renamed in a copy of the file, in its vocabulary too, so that nothing else can give their ids.
     """
 
-    def __init__(self, written: str, rows: int | None):
+    def __init__(self, written: str, own: set[str] | None, rows: int | None):
         """
         Args:
-          written: what is in the file.
+          written: what transformers has read of the file; the tokens that others name are added tokens in it.
+          own: added tokens of the file itself; a character that is none of them stays text, as `!` named as padding.
+            None: all that `written` has.
           rows: as of `Controls`.
         """
         import tokenizers
 
         parsed = json.loads(written)
         parsed |= {"truncation": None, "padding": None}  # a tokenizer.json may ask for either
-        added = parsed["added_tokens"]
+        added = [
+            token
+            for token in parsed["added_tokens"]
+            if own is None or token["content"] in own or len(token["content"]) > 1
+        ]
+        parsed["added_tokens"] = added
         names = {token["content"] for token in added if is_control(token["content"], token["special"])}
         self._rust = tokenizers.Tokenizer.from_str(json.dumps(_renamed(parsed, names), ensure_ascii=False))
         self.controls = Controls({name: self._rust.token_to_id(mark_of(name)) for name in sorted(names)}, rows)
@@ -74,15 +81,17 @@ class Fast:
         return unmark(self._rust.decode(list(ids), skip_special_tokens=True))
 
 
-def check_patterns(file: pathlib.Path) -> None:
-    """Refuses a tokenizer.json that nobody could compile.
+def added_tokens(file: pathlib.Path) -> set[str]:
+    """The added tokens of a tokenizer.json.
 
     Raises:
-      UserError: a regular expression in it is far longer than any tokenizer's.
+      UserError: a regular expression in it is far longer than any tokenizer's, and nobody could compile it.
     """
-    length = max(map(len, _patterns(json.loads(file.read_bytes()))), default=0)
+    parsed = json.loads(file.read_bytes())
+    length = max(map(len, _patterns(parsed)), default=0)
     if length > _LONGEST_PATTERN:
         raise UserError(f"{file}: a regular expression of {length:,} characters; copy the published file again")
+    return {token["content"] for token in parsed.get("added_tokens", ())}
 
 
 def _patterns(parsed: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from alignx_jax.data.backends import Encoding, Fast, SentencePiece, check_patterns
+from alignx_jax.data.backends import Encoding, Fast, SentencePiece, added_tokens
 from alignx_jax.data.controls import Controls
 from alignx_jax.exits import UserError
 
@@ -159,13 +159,11 @@ def _load(folder: pathlib.Path, rows: int | None) -> Tokenizer:
     config = _config(folder / "tokenizer_config.json")
     names = {"tokenizer.json", *(config.get("fast_tokenizer_files") or ())}
     if written := [folder / name for name in names if (folder / name).is_file()]:
-        for file in written:
-            check_patterns(file)
-        return _fast(folder, rows, as_written=True)
+        return _fast(folder, rows, set.union(*map(added_tokens, written)))
     if (folder / "tokenizer.model").is_file():
         return _sentencepiece(folder, rows)
     if (folder / "vocab.json").is_file():
-        return _fast(folder, rows, as_written=False)
+        return _fast(folder, rows, None)
     raise UserError(f"{folder}: no tokenizer here; it needs tokenizer.json or tokenizer.model of the model")
 
 
@@ -182,10 +180,13 @@ def _config(file: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _fast(folder: pathlib.Path, rows: int | None, *, as_written: bool) -> Tokenizer:
+def _fast(folder: pathlib.Path, rows: int | None, own: set[str] | None) -> Tokenizer:
     """transformers' classes of models build tokenizers of their own in the place of tokenizer.json; its base does not.
 
     Where the files name no end token, as old ones do, the class knows it.
+
+    Args:
+      own: added tokens of tokenizer.json; None without that file.
     """
     import transformers
 
@@ -193,11 +194,11 @@ def _fast(folder: pathlib.Path, rows: int | None, *, as_written: bool) -> Tokeni
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     kind = transformers.PreTrainedTokenizerFast
-    read = kind.from_pretrained(folder, local_files_only=True) if as_written else by_class()
+    read = kind.from_pretrained(folder, local_files_only=True) if own is not None else by_class()
     if not read.is_fast:
         raise UserError(f"{folder}: the tokenizer has no fast form; save one that has a tokenizer.json")
     written = read.backend_tokenizer.to_str()
-    backend = Fast(written, rows)
+    backend = Fast(written, own, rows)
     named = read
     if not read.eos_token:
         with contextlib.suppress(Exception):  # there may be no class, and what it raises is its own affair

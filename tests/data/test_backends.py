@@ -34,7 +34,8 @@ def as_written(tmp_path):
         written["added_tokens"] = [t for t in written["added_tokens"] if not t["content"].startswith("<0x")]
         (tmp_path / "tokenizer.json").write_text(json.dumps(written))
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | config))
+        settings = {name: value for name, value in (names | config).items() if value is not None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
         return tmp_path
 
     return write
