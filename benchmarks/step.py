@@ -178,7 +178,7 @@ def run_ours(work: pathlib.Path, layers: int, steps: list[list[list[dict]]], che
     def pack(e: dict) -> packing.PackedExample:
         a, b, c, d = e["spans"]
         tokens, labels = np.array(e["tokens"]), np.ones(len(e["tokens"]), bool)
-        return packing.PackedExample(tokens, labels, (a, b), (c, d), tuple(e["languages"]), (0, 0))
+        return packing.PackedExample(tokens, labels, (a, b), (c, d), tuple(e["languages"]), (0, 0, 0))
 
     def batch(step: list[list[dict]]):
         made = [packing.assemble([pack(e) for e in row], width, slots) for row in step + [[]] * (rows - len(step))]

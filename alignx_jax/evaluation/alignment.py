@@ -265,4 +265,4 @@ def _alone(tokenizer: Tokenizer, texts: Sequence[str], row_length: int) -> list[
 
 
 def _example(tokens: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> packing.PackedExample:
-    return packing.PackedExample(tokens, np.ones(len(tokens), bool), source, target, languages=(0, 0), hashes=(0, 0))
+    return packing.PackedExample(tokens, np.ones(len(tokens), bool), source, target, languages=(0, 0), hashes=(0, 0, 0))

@@ -159,7 +159,7 @@ def _rows(encoder: tokenizer.Tokenizer, texts: list[str]):
     """Full batches of packed documents."""
     ids = [np.array([encoder.bos_id, *i, encoder.eos_id], np.int32)[:LENGTH] for i, _ in encoder.encode_batch(texts)]
     plan = packing.plan(np.array([len(i) for i in ids]), LENGTH, SLOTS, np.arange(len(ids)), [0])
-    pack = functools.partial(packing.PackedExample, source=(0, 0), target=(0, 0), languages=(0, 0), hashes=(0, 0))
+    pack = functools.partial(packing.PackedExample, source=(0, 0), target=(0, 0), languages=(0, 0), hashes=(0, 0, 0))
     for first in range(0, len(plan) - ROWS + 1, ROWS):
         rows = [
             packing.assemble([pack(ids[n], np.ones(len(ids[n]), bool)) for n in plan[first + r]], LENGTH, SLOTS)

@@ -206,7 +206,7 @@ def sentences_apart(rows: int) -> step.Batch:
     languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 2))
     made = [
         packing.PackedExample(
-            tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13)
+            tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), (*hashes[n], hashes[n, 0]), (9, 13)
         )
         for n in range(2 * rows)
     ]
@@ -318,7 +318,7 @@ def test_sentences_apart_know_nothing_of_their_prompt(folder, mesh):
                 source=(10, 13),
                 target=(14, 18),
                 languages=(0, n % 2 + 1),
-                hashes=(n, n + 9),
+                hashes=(n, n + 9, n),
                 alone=(9, 13),
             )
             for n in range(4)
