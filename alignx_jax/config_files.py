@@ -159,7 +159,8 @@ def load(path: str) -> Config:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         line = getattr(error, "lineno", None) or max((f.lineno for f in frames if f.filename == str(file)), default=0)
-        raise UserError(f"--config={path}: line {line}: {type(error).__name__}: {error}; mend the file") from error
+        place = f"line {line}: " if line else ""  # of a file that is no text there is none
+        raise UserError(f"--config={path}: {place}{type(error).__name__}: {error}; mend the file") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise UserError(f"--config={path}: the file has to set `config = Config(...)`")

@@ -157,6 +157,7 @@ def test_a_bad_field_of_a_saved_configuration_is_named(tmp_path, path, value, fi
         ("long.json", json.dumps({"k" * 100_000: 1}), "long.json: kkk"),
         ("lines.json", '{"a\\n\\u2028": 1}', r"lines.json: a\n\u2028: Unexpected"),
         ("syntax.py", "\nconfig = (\n", "syntax.py: line 2: SyntaxError: '(' was never closed"),
+        ("zeros.py", bytes(100), "zeros.py: SyntaxError: source code string cannot contain null bytes"),
         (
             "field.py",
             "from alignx_jax.config import Config\nconfig = Config(\n    modle='x')\n",

@@ -78,3 +78,10 @@ def test_it_is_shown_and_written(found):
     for text in ("de &gt; en", "i.json", "overlong", "field &#x27;tgt&#x27; is empty", "fr 1"):
         assert text in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_reason_keeps_the_name_of_utf_8(tmp_path, tiny_tokenizer):
+    (tmp_path / "a.tsv").write_bytes(b"de\ten\tein Haus\ta house there\n" + b"de\ten\t\xff\tb\nde\ten\taa\xff\tb\n")
+    corpus = corpora.prepare("parallel", str(tmp_path / "a.tsv"), tmp_path / "cache", "skip")
+    one = examples.encode(corpus, tiny_tokenizer, prompts.load("sample"), DataConfig(cache=str(tmp_path / "cache")))
+    assert report.facts([one])["sources"][0]["bad_lines"] == {"not UTF-8 at byte N": 2}

@@ -208,7 +208,7 @@ def sentences_apart(rows: int) -> step.Batch:
     languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 3))
     made = [
         packing.PackedExample(
-            tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), tuple(hashes[n]), (9, 13)
+            tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), (*hashes[n], hashes[n, 0]), (9, 13)
         )
         for n in range(2 * rows)
     ]
