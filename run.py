@@ -95,6 +95,7 @@ def prepare(session: Session) -> None:
         source = session.source(session.config.model or "sample")
         session.console.rule(f"prepare stage {stage}", align="left")
         session.show_source(source)
+        source.check()
         for one in session.data(stage, source).sources:
             found.setdefault((one.corpus.kind, one.corpus.source), one)
 
@@ -121,6 +122,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     source = session.source(start)
     session.console.rule(STAGES[folder], align="left")
     session.show_source(source)
+    source.check()
     on = f" in {hosts.count()} processes" if hosts.count() > 1 else ""
     kind = session.mesh.devices.flat[0].device_kind
     session.line("devices", f"{session.mesh.size} x {kind}{on}, mesh {_axes(session.mesh)}")
@@ -212,6 +214,7 @@ def evaluate(session: Session, models: list[str]) -> None:
     subjects = evaluation.subjects(config, [session.source(path) for path in models])
     for subject in subjects:
         session.show_source(subject.source)
+        subject.source.check()
         sharding.check(subject.source.decoder_config(), session.mesh, config.evaluation.rows, flag="evaluation.rows")
         if material.directions:
             rows = config.evaluation.translation.rows
@@ -266,16 +269,19 @@ def export(session: Session) -> None:
     folder = storage.path(options.to) if options.to else session.run / "export"
     session.console.rule("export", align="left")
     session.show_source(source)
-    others = {}
-    if source.run:
-        others["README.md"] = card.text(source, session.command, adapter=options.adapter).encode()
+    source.check()
+
+    def others() -> dict[str, bytes]:
+        return {"README.md": card.text(source, session.command, adapter=options.adapter).encode()} if source.run else {}
+
     if options.adapter:
-        source.export_adapters(session.mesh, folder, card.base_name(source), others)
+        source.export_adapters(session.mesh, folder, card.base_name(source), others())
         loads = f"peft.PeftModel.from_pretrained(base_model, {str(folder)!r})"
     else:
         half = options.dtype == "original" and source.dtype() == jnp.bfloat16  # rounded once in either case
         decoder = source.load(session.mesh, jnp.bfloat16 if half else jnp.float32)
-        source.export(decoder, folder, options.dtype, options.shard_gb * 1e9, others)
+        # The card after the weights: it is of the step that was read.
+        source.export(decoder, folder, options.dtype, options.shard_gb * 1e9, others())
         loads = f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
     session.line("results", f"{folder}: {loads} loads it")
 
