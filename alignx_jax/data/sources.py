@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 import re
@@ -171,7 +172,7 @@ def why_no_pair(name: str) -> str:
         stem = stem.removesuffix(suffix)
     for part in stem.split("."):
         if readings := _pairs(part):
-            return f" ({' or '.join('-'.join(pair) for pair in readings)}?)" if len(readings) > 1 else ""
+            return f" ({' or '.join(' and '.join(pair) for pair in readings)}?)" if len(readings) > 1 else ""
         words = [word for word in re.split("[-_]", part) if not (_TRAIN.fullmatch(word) or _HELD_OUT.fullmatch(word))]
         if len(words) == 2:
             try:
@@ -201,6 +202,7 @@ def moses_side(prefix: pathlib.Path, side: str) -> pathlib.Path:
     raise UserError(f"{plain}: no such file; the Moses pair {prefix} needs one file for each language")
 
 
+@functools.lru_cache(maxsize=1 << 12)  # an error is made with its remedy, which takes time
 def language(text: str) -> str | None:
     """The language whose code `text` is; None if it is none."""
     try:

@@ -110,7 +110,7 @@ def test_a_name_of_a_thousand_words_takes_no_time():
         ("cz-en.train.tsv", "'cz' is no language code; Czech is cs"),
         ("train.german-english.tsv", "'german' is no language code; German is de"),
         ("xx-en.tsv", "'xx' is no language code; give an ISO 639 code"),
-        ("pt-br-fr.tsv", "(pt-br-fr or pt-br-fr?)"),
+        ("pt-br-fr.tsv", "(pt and br-fr or pt-br and fr?)"),
         ("corpus.tsv", "no language pair in the file's name; name the file like de-en.train.tsv"),
     ],
 )
