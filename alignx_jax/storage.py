@@ -76,7 +76,10 @@ def make(folder: Path) -> None:
 
 def files(folder: Path) -> dict[str, int]:
     """Every file below a folder, relative to it, with its size in bytes; nothing where there is no such folder."""
-    system, root = fsspec.url_to_fs(str(folder))
+    if is_remote(folder):
+        system, root = fsspec.url_to_fs(str(folder))
+    else:
+        system, root = fsspec.filesystem("file"), str(folder)  # a path may have `::` in it, which joins addresses
     found = system.find(root, detail=True)
     return {os.path.relpath(name, root): about["size"] for name, about in sorted(found.items())}
 

@@ -14,7 +14,7 @@ OPUS = {code for name in ("opus100", "opus100 zero-shot") for pair in CODES[name
 IDENTIFIER = set(LanguageIdentifier.from_model_file(MODEL_FILE).labels)
 ALL = (
     OPUS | IDENTIFIER | {code for name in ("flores200", "flores101", "ntrex128", "bactrian_x") for code in CODES[name]}
-)
+) - {"zxx"}  # what has no language
 SAME = [  # in different data sets; of each group every code names one language, whatever the script of the last word
     "no nb nob nob_Latn nor",
     "zh zho_Hans zho zho-CN cmn zho_simpl zh-Hans zh_CN",

@@ -52,6 +52,7 @@ def _config(folder, *, rows=4, epochs=2.0, steps=None, weight=0.4, **data):
         "row_length": 1000,
         "examples_per_row": 6,
         "validation": 20,
+        "spans": "in-prompt",
     }
     return Config(
         data=DataConfig(**(defaults | data)),

@@ -440,7 +440,10 @@ def without_its_index(folder):
         (weights_of_lfs, "model.safetensors is a pointer of Git LFS in the place of the file; run git lfs pull in"),
         (config_of_lfs, "config.json is a pointer of Git LFS in the place of the file; run git lfs pull in"),
         (with_a_link_to_nothing, "model.safetensors is a link to a file that is gone; download it again"),
-        (with_gguf, "its weights are GGUF files, which are of llama.cpp; give the Hugging Face folder that they were"),
+        (
+            with_gguf,
+            "its weights are GGUF files, which are of llama.cpp, quantized most often; give the Hugging Face folder",
+        ),
         (with_tensorflow, "its weights are files of TensorFlow; it needs model.safetensors"),
         (without_its_index, "model-00001-of-00002.safetensors is not the whole model; it needs model.safetensors"),
         (without_config, "config.json: no such file; give a Hugging Face folder"),
