@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import shlex
@@ -29,7 +30,7 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES, Session
-from alignx_jax.training import checkpoints, durable, locks, loop, progress, stopping, wandb_log
+from alignx_jax.training import balance, checkpoints, durable, locks, loop, progress, runs, stopping, wandb_log
 
 _SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
@@ -314,6 +315,23 @@ def plan(session: Session, on: machines.Machine) -> None:
     results = {"command": session.command, "topology": on.topology, "plans": [one.to_dict() for one in plans]}
     durable.write(path, json.dumps(results, indent=1) + "\n")
     session.line("results", str(path))
+    if on.topology == "cpu" and config.model and (source.run or any(source.huggingface.glob("*.safetensors"))):
+        weigh(session, source)
+
+
+def weigh(session: Session, source: runs.Source) -> None:
+    """The losses side by side as stage 1 would begin, on this host."""
+    with jax.set_mesh(session.mesh):
+        source.check()
+        weights, data = loop.Weights(source, session.config, session.mesh), session.data("1", source)
+        config = with_layer(session, session.config, session.run / "stage1", weights, data)
+        decoder = source.decoder_config()
+        step = loop.build_step(config, loop.recipe(config, decoder, data, session.mesh), decoder, session.mesh)
+        state = step.begin(weights.take())
+        batch = jax.tree.map(lambda x: sharding.place_rows(x, session.mesh), next(data.train.batches()))
+        measure = jax.jit(functools.partial(balance.measure, graph=step.graph, recipe=step.recipe))
+        values = jax.device_get(measure(state.params, batch, state.frozen))
+    balance.show(session.console, values, step.recipe)
 
 
 def everything(session: Session) -> None:

@@ -301,6 +301,15 @@ def test_the_program_plans_the_sample_on_this_host(tmp_path, capsys, monkeypatch
     assert saved["plans"][0]["fits"] is False and saved["plans"][0]["refusal"] == no_memory
 
 
+def test_where_weights_are_there_the_losses_are_weighed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "compile_step", lambda *args: ("no memory", 0, 1.0))
+    small = ["--data.limit=60", "--data.validation=20", "--training.rows=2", f"--data.cache={tmp_path / 'cache'}"]
+    run.main(["--stage=plan", "--topology=cpu", "--model=sample", f"--run={tmp_path / 'run'}", *small])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("next-token", "contrastive", "matching", "mean cosine of translations"))
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["plan.json"]
+
+
 @pytest.mark.parametrize("name", ["llama3_8b_opus100", "llama2_7b_opus100"])
 def test_a_configuration_gives_the_shapes_of_its_model(name, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from rich.console import Console
 from rich.table import Table
 
 from alignx_jax.batch import Batch
+from alignx_jax.console import say
 from alignx_jax.objectives import contrastive
 from alignx_jax.training import step as steps
 from alignx_jax.training.progress import SHORT
@@ -112,6 +114,15 @@ def cosines(values: Mapping[str, float], layer: int) -> str:
         f"layer {layer}: mean cosine of translations {translations:.3f}, of other sentences {others:.3f} with a "
         f"deviation of {deviation:.3f}: {apart} apart"
     )
+
+
+def show(console: Console, values: Mapping[str, float], recipe: steps.Recipe) -> None:
+    """The table, the aligned layer, and what to do about a loss that cannot act or drowns the others."""
+    console.print(table(values))
+    if "contrastive" in recipe.weights:
+        say(console, cosines(values, recipe.contrastive_layer))
+    for sentence in advice(values, recipe):
+        say(console, f"WARNING: {sentence}")
 
 
 def is_at_chance(values: Mapping[str, float]) -> bool:

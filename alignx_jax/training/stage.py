@@ -201,16 +201,12 @@ class Stage:
         return values
 
     def show_balance(self, values: dict[str, float]) -> None:
-        self.console.print(balance.table(values))
-        if "contrastive" in self.plan.weights:
-            self.note(balance.cosines(values, self.plan.contrastive_layer))
+        balance.show(self.console, values, self.plan)
         if balance.is_dead(values):
             raise UserError(
                 f"--objective.contrastive.layer={self.plan.contrastive_layer}: the pooled states of all sentences are "
                 "equal there, so that the contrastive loss has no gradient; give another layer, or another model"
             )
-        for sentence in balance.advice(values, self.plan):
-            self.note(f"WARNING: {sentence}")
 
     def weigh_again(self, step: int, batch: Batch) -> None:
         values = self.weigh(step, batch)

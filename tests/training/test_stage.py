@@ -24,7 +24,18 @@ from alignx_jax import exits, sharding
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import checkpoints, companions, compiling, durable, loop, metrics, profiling, runs, stage
+from alignx_jax.training import (
+    balance,
+    checkpoints,
+    companions,
+    compiling,
+    durable,
+    loop,
+    metrics,
+    profiling,
+    runs,
+    stage,
+)
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -185,6 +196,25 @@ def test_a_run_asked_to_stop_saves_and_ends_bit_for_bit_where_it_would_have(trai
     result = train(tmp_path)
     assert f"all {STEPS} steps are done already" in train.out.getvalue() and result.after["loss"] > 0
     assert {f: f.read_bytes() for f in there.rglob("*") if f.is_file() and "tensorboard" not in f.parts} == before
+
+
+def test_the_losses_are_weighed_before_the_first_step_and_now_and_then(train, tmp_path, undisturbed, monkeypatch):
+    """After a fifth of the steps and at validations; shown once, also where a run goes on."""
+    assert [r["step"] for r in records(undisturbed) if r["kind"] == "balance"] == [0, 2, 4, STEPS]
+    monkeypatch.setattr(balance, "is_at_chance", lambda values: True)
+    with pytest.raises(exits.Interrupted):
+        train(tmp_path, stop=3)
+    train(tmp_path)
+    said = train.out.getvalue()
+    assert said.count("the losses before the first step") == said.count("layer 1: mean cosine of translations") == 1
+    assert said.count("after a fifth of the run the contrastive loss is") == 1 and "WARNING: step 2: " in said
+
+
+def test_states_that_are_all_equal_are_refused_before_the_first_step(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(balance, "is_dead", lambda values: True)
+    with pytest.raises(exits.UserError, match=r"^--objective.contrastive.layer=1: the pooled states of all sentences"):
+        train(tmp_path)
+    assert [r["kind"] for r in records(tmp_path / "stage1")] == ["validation", "balance"]
 
 
 @pytest.mark.slow
