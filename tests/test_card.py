@@ -45,7 +45,7 @@ def finished(tmp_path: pathlib.Path, base: pathlib.Path) -> pathlib.Path:
         for step, loss in ((1, 2.25), (2, 3.5)):
             (folder / "checkpoints" / f"{step}" / "decoder").mkdir(parents=True)
             (folder / "checkpoints" / f"{step}" / "decoder" / "array").write_bytes(b"weights")
-            checkpoints.Checkpoints(folder / "checkpoints")._mark(step, loss)
+            checkpoints.Checkpoints(folder / "checkpoints")._mark(step, loss, {})
         previous = folder
     return tmp_path / "run"
 

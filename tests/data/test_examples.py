@@ -44,7 +44,7 @@ def test_bos_is_not_there_where_the_tokenizer_does_not_add_it(tiny, tmp_path):
     assert theirs.bos_token == "<s>" and encoder.bos_id == theirs.bos_token_id
     pair = {"src_lang": "de", "tgt_lang": "en", "src": "ein fox", "tgt": "a quick fox"}
     expected = theirs("Into English:\nein fox\n=>a quick fox").input_ids
-    ((tokens,), (row,)) = encoded(tmp_path, encoder, PLAIN, "parallel", pair)
+    ((tokens,), (row,)) = encoded(tmp_path, encoder, PLAIN, "parallel", pair, spans="in-prompt")
     assert tokens == [*expected, encoder.eos_id]
     assert encoder.decode(tokens[row["source_start"] : row["source_end"]]).strip() == "ein fox"
     ((tokens,), (row,)) = encoded(tmp_path, encoder, PLAIN, "parallel", pair, spans="separate")

@@ -205,7 +205,7 @@ def sentences_apart(rows: int) -> step.Batch:
     """Rows of two prompts, each followed by its two sentences in segments of their own (`--data.spans=separate`)."""
     rng = np.random.default_rng(4)
     tokens = rng.integers(3, 320, (2 * rows, 18))
-    languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 3))
+    languages, hashes = rng.integers(0, 3, (2 * rows, 2)), rng.integers(0, 40, (2 * rows, 2))
     made = [
         packing.PackedExample(
             tokens[n], np.arange(18) < 9, (10, 13), (14, 18), tuple(languages[n]), (*hashes[n], hashes[n, 0]), (9, 13)
