@@ -182,6 +182,7 @@ LINES = [
 
 
 @pytest.mark.slow
+@pytest.mark.real
 def test_the_tokenizer_of_gemma_is_sentencepiece_and_that_of_transformers(real, shared):
     written = tokenizers.Tokenizer.from_file(str(real / "gemma3-270m" / "tokenizer.json"))
     theirs, again = of_gguf(real, "gemma3-270m"), transformers.AutoTokenizer.from_pretrained(real / "gemma3-270m")
@@ -211,6 +212,7 @@ def sentencepiece_model(folder: pathlib.Path) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.real
 def test_the_tokenizer_of_smollm2_is_that_of_transformers_with_single_digits(real, shared):
     written = tokenizers.Tokenizer.from_file(str(real / "smollm2-135m" / "tokenizer.json"))
     theirs, again = of_gguf(real, "smollm2-135m"), transformers.AutoTokenizer.from_pretrained(real / "smollm2-135m")
@@ -223,6 +225,7 @@ def test_the_tokenizer_of_smollm2_is_that_of_transformers_with_single_digits(rea
 
 
 @pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", models.SOURCES)
 def test_the_weights_are_those_of_the_gguf_file(real, name):
     """gguf's own dequantization; transformers' names, order of rotary dimensions and norms less 1 are in its reader."""
@@ -254,6 +257,7 @@ LENGTHS = 640, 90  # tokens of the two texts of a row, of which the first is lon
 
 
 @pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", models.SOURCES)
 def test_hidden_states_and_logits_are_those_of_transformers(real, name):
     """Of every token of a packed row, by the norm of the difference over the norm."""

@@ -192,7 +192,8 @@ def checked(found, fields):
         if isinstance(record, readers.BadLine):
             assert record.reason.isprintable()
             raise UserError(f"{record.origin}: {record.reason}")
-        assert record.keys() == ({"messages", "language", "origin"} if "messages" in record else fields)
+        wanted = {"messages", "language", "origin"} if "messages" in record else fields
+        assert record.keys() - {"line"} == wanted, "line: of multi-way text alone"
         for name, text in record.items():
             assert text or name in ("input", "language")
             assert text.encode() or not text
