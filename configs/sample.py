@@ -1,7 +1,7 @@
 """The embedded sample: ten languages, a tiny Llama. The default of run.py.
 
-    python run.py --stage=1 --mesh=8x1       about 2 minutes on two cores
-    python run.py --stage=all --mesh=8x1     the whole demonstration, about 6 minutes
+    python run.py --stage=1 --mesh=8x1       stage 1 alone
+    python run.py --stage=all --mesh=8x1     the whole demonstration
 
 Expect bitext retrieval at the aligned layer well above both the base model and the control run without the two losses.
 The learning rate is that of a model of 2 M parameters, not the published one; prompt, batch and length are scaled down.
