@@ -36,7 +36,7 @@ def measure(
 ) -> steps.Metrics:
     """Of the first micro-batch, in one forward pass and a backward pass for each loss:
 
-    - `next_token`, `contrastive`, `language_matching`: the losses, before their lambdas;
+    - `loss`, `next_token`, `contrastive`, `language_matching`: the weighted total, and each loss before its lambda;
     - `chance/...`: what a model that knows nothing has: the logarithm of the vocabulary's size; equal cosines; the
       entropy of "same language" among the pairs;
     - `gradient/...`: the norm over all trained parameters of the gradient of lambda * loss by itself;
@@ -61,7 +61,7 @@ def measure(
     each_KxK = jnp.eye(len(losses_K), dtype=losses_K.dtype)
     norms_K = jax.lax.map(lambda one_K: optax.tree.norm(pull(one_K)[0]), each_KxK)  # one gradient at a time
     decoder = nnx.merge(graph, params, frozen or {}).decoder.config
-    found = means | {"chance/next_token": jnp.float32(math.log(decoder.vocab_size))}
+    found = {"loss": jnp.sum(losses_K)} | means | {"chance/next_token": jnp.float32(math.log(decoder.vocab_size))}
     if "contrastive" in means:
         found |= _of_contrastive(pairs, plan, weights["contrastive"])
     if "language_matching" in means:

@@ -51,6 +51,7 @@ def test_each_gradient_by_itself(weighed):
         assert factor * values[name] == pytest.approx(float(value), rel=1e-5)
         norms[name] = float(optax.tree.norm(gradient))
         assert values[f"gradient/{name}"] == pytest.approx(norms[name], rel=1e-4)
+    assert values["loss"] == pytest.approx(sum(f * values[k] for k, f in plan.weights.items()), rel=1e-5)
     for name, norm in norms.items():
         assert values[f"share/{name}"] == pytest.approx(norm / sum(norms.values()), rel=1e-4)
 
