@@ -7,7 +7,7 @@
 
 Machine: a laptop with 8 GB of memory, or any GPU with 8 GB. All parameters are trained: weights, gradients and both
 moments are float32 and take 4.3 GB. Every layer is computed again in the backward pass. The vocabulary has 262,144
-tokens, so the logits of only 32 positions of each row exist at a time.
+tokens, so the logits of only 24 positions of each row exist at a time.
 
 Expect three things of stage 1: the contrastive loss falls well below its first value; translations that it was not
 trained on find each other more often, above all in languages the model is weak in; the next-token loss falls, too. The
