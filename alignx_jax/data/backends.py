@@ -17,6 +17,9 @@ Encoding = tuple[np.ndarray, np.ndarray]
 """Token ids [n] int32, and the characters [n,2] int32 that each covers, as [start, end)."""
 
 _LONGEST_PATTERN = 10_000  # characters; published ones have hundreds, and one of 400,000 takes 3 GB and half a minute
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+"""Of SentencePiece's ModelProto: field 3, the normalizer, whose field 3, add_dummy_prefix, is 0. Protobuf merges what
+is appended to a message; so this takes no protobuf, of which Apache Beam and SentencePiece want different versions."""
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -159,7 +162,10 @@ class SentencePiece:
 
         self._whole = sentencepiece.SentencePieceProcessor(model_file=str(file))
         # For what stands behind an added token: without the space that SentencePiece puts before a text.
-        self._inner = self._whole if beside.legacy else beside.sp_model
+        self._inner = self._whole
+        if not beside.legacy:
+            unprefixed = file.read_bytes() + _NO_DUMMY_PREFIX
+            self._inner = sentencepiece.SentencePieceProcessor(model_proto=unprefixed)
         pieces = range(self._whole.vocab_size())
         self._is_byte = np.array([self._whole.is_byte(i) for i in pieces])
         self._added = dict(beside.added_tokens_decoder)

@@ -216,7 +216,10 @@ def _sentencepiece(folder: pathlib.Path, rows: int | None) -> Tokenizer:
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
     file = folder / "tokenizer.model"
-    read = SentencePieceBackend.from_pretrained(folder, local_files_only=True)
+    # `legacy` is read here: where it is off transformers wants a version of protobuf that Apache Beam does not allow.
+    read = SentencePieceBackend.from_pretrained(folder, local_files_only=True, legacy=True)
+    config = folder / "tokenizer_config.json"
+    read.legacy = bool(json.loads(config.read_text(encoding="utf-8")).get("legacy", True)) if config.is_file() else True
     backend = SentencePiece(file, read, rows)
     names = {name: str(token) for name, token in read.special_tokens_map.items() if not isinstance(token, list)}
     ids = [backend.number(names.get(f"{name}_token"), name) for name in ("bos", "eos", "unk")]
