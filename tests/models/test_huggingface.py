@@ -218,7 +218,7 @@ def test_files_may_be_read_by_whom_the_umask_lets(tmp_path, folder):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json"])
 def test_files_of_others_are_said_to_be_theirs(tmp_path, folder, name):
-    with tempfile.TemporaryDirectory() as open_to_all:
+    with tempfile.TemporaryDirectory(dir="/tmp") as open_to_all:  # $TMPDIR may itself be closed to others
         os.chmod(open_to_all, 0o755)
         copy = shutil.copytree(folder, f"{open_to_all}/model")
         os.chmod(f"{copy}/{name}", 0)
