@@ -30,7 +30,19 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.evaluation import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES, Session
-from alignx_jax.training import balance, checkpoints, durable, locks, loop, progress, runs, stopping, wandb_log
+from alignx_jax.training import (
+    balance,
+    checkpoints,
+    durable,
+    folders,
+    lineage,
+    locks,
+    loop,
+    progress,
+    runs,
+    stopping,
+    wandb_log,
+)
 
 _SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
@@ -121,6 +133,8 @@ def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
 
 def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
     source = session.source(start)
+    if session.config.stage == "all":
+        make_anew(session, session.run / folder, source)
     session.console.rule(STAGES[folder], align="left")
     session.show_source(source)
     source.check()
@@ -159,6 +173,18 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
         session.console.print(progress.change_table(f"{STAGES[folder]}: validation", result.before, result.after))
     session.line("results", f"{result.folder} (best checkpoint: step {result.best_step})")
     return result
+
+
+def make_anew(session: Session, folder: storage.Path, start: runs.Source) -> None:
+    """Sets a stage aside that was begun with other weights than `start` has now."""
+    known = lineage.read(folder).start.weights if (folder / "config.json").is_file() else start.weights
+    if known != start.weights:
+        set_aside(session, folder, f"{folder} was begun with other weights than {start.name} has now")
+
+
+def set_aside(session: Session, folder: storage.Path, what: str) -> None:
+    kept = hosts.share("aside", str(folders.set_aside(folder, what)) if hosts.is_first() else None)
+    session.line("anew", f"{what}: it is kept as {kept}, and made anew")
 
 
 def agree(config: Config) -> None:
@@ -212,7 +238,9 @@ def evaluate(session: Session, models: list[str]) -> None:
         f"{config.evaluation.sentences}: {len(material.sentences[config.evaluation.pivot]):,} in "
         f"{len(material.sentences)} languages ({' '.join(material.sentences)})",
     )
-    subjects = evaluation.subjects(config, [session.source(path) for path in models])
+    sources = [session.source(path) for path in models]
+    runs.check_lineage(sources)
+    subjects = evaluation.subjects(config, sources)
     for subject in subjects:
         session.show_source(subject.source)
         subject.source.check()
@@ -253,8 +281,8 @@ def models_of(session: Session) -> list[str]:
     there = [session.run / name for name in STAGES if (session.run / name / "config.json").is_file()]
     if not there:
         raise UserError(f"{session.run} has no stage to evaluate; run one, or give --model")
-    base = configs.load(str(there[0])).model
-    return list(dict.fromkeys([*([base] if base else []), *map(str, there), *config.compare]))
+    base = lineage.resolve(lineage.read(there[0]).start.model, there[0])
+    return list(dict.fromkeys([base, *map(str, there), *config.compare]))
 
 
 def export(session: Session) -> None:
@@ -273,7 +301,10 @@ def export(session: Session) -> None:
     source.check()
 
     def others() -> dict[str, bytes]:
-        return {"README.md": card.text(source, session.command, adapter=options.adapter).encode()} if source.run else {}
+        texts = {lineage.FILE: card.lineage_text(source)}
+        if source.run:
+            texts["README.md"] = card.text(source, session.command, adapter=options.adapter)
+        return {name: text.encode() for name, text in texts.items()}
 
     if options.adapter:
         source.export_adapters(session.mesh, folder, card.base_name(source), others())
@@ -349,8 +380,13 @@ def everything(session: Session) -> None:
     train(dataclasses.replace(session, config=dataclasses.replace(config, objective=off)), "1", "control", base)
     train(dataclasses.replace(session, config=config), "2", "stage2", str(session.run / "stage1"))
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
-    if not hosts.share("exported", (session.run / "export" / "config.json").exists()):  # a restart may find it done
-        export(dataclasses.replace(session, config=dataclasses.replace(config, model=str(session.run / "stage2"))))
+    last, to = str(session.run / "stage2"), storage.path(config.export.to or str(session.run / "export"))
+    weights = session.source(last).weights
+    known = hosts.share("exported", lineage.exported(to) if (to / "config.json").exists() else weights)
+    if known != weights:
+        set_aside(session, to, f"{to} is of other weights than stage 2 has now")
+    if not hosts.share("exported", (to / "config.json").exists()):  # a restart may find it done
+        export(dataclasses.replace(session, config=dataclasses.replace(config, model=last)))
 
 
 def _axes(mesh: Mesh) -> str:

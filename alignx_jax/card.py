@@ -42,6 +42,8 @@ class _Stage:
     best: dict[str, float]
     """The step of the best validation losses, and these; where `exported`, those of the step that was."""
     exported: bool
+    began_with: str
+    """Digest of the weights that it began with."""
 
 
 def text(source: runs.Source, command: str, *, adapter: bool = False) -> str:
@@ -79,6 +81,7 @@ def text(source: runs.Source, command: str, *, adapter: bool = False) -> str:
         stages=stages,
         measured=_measured(source),
         command=command,
+        weights=source.weights,
         date=datetime.date.today().isoformat(),
         versions={"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _LIBRARIES},
     )
@@ -94,11 +97,18 @@ def _history(source: runs.Source) -> list[runs.Source]:
     """A model, the one that it was trained from, and so on to the one that no run of ours has trained."""
     if not source.run:
         return [source]
-    start = source.start()
     try:
-        return [source, *_history(runs.find(start))]
+        return [source, *_history(runs.find(source.start))]
     except UserError:  # moved since; its name, tokenizer and README are in the stage's folder
-        return [source, runs.Source(start, source.huggingface)]
+        return [source, runs.Source(source.start, source.huggingface)]
+
+
+def lineage_text(source: runs.Source) -> str:
+    """The lineage.json of an export: what its weights are, and what every stage before stood on, the last one first."""
+    *trained, _ = _history(source)
+    stages = [{"stage": one.config().stage} | dataclasses.asdict(one.lineage) for one in trained]
+    record = {"weights": source.weights, "step": source.step if source.run else None, "stages": stages}
+    return json.dumps(record, indent=2) + "\n"
 
 
 def _identifier(base: runs.Source) -> str:
@@ -133,6 +143,7 @@ def _stage(source: runs.Source, config: Config, exported: bool) -> _Stage:
         steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
         best={key: value for key, value in best.items() if key != "kind" and value is not None},
         exported=exported,
+        began_with=source.lineage.start.weights,
     )
 
 

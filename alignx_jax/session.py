@@ -51,7 +51,9 @@ class Session:
         found = runs.find(path)
         hosts.agree({f"the model {path}": found.fingerprint()})
         name = storage.absolute(storage.path(path)).name
-        return dataclasses.replace(found, name=STAGES.get(name, name) if found.run else name)
+        return dataclasses.replace(
+            found, name=STAGES.get(name, name) if found.run else name, cache=self.config.data.cache
+        )
 
     def line(self, what: str, text: str) -> None:
         console.say(self.console, text, what)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from alignx_jax import card
 from alignx_jax.config import Config, DataConfig, TrainingConfig
 from alignx_jax.exits import UserError
-from alignx_jax.training import checkpoints, runs
+from alignx_jax.training import checkpoints, folders, lineage, runs
 from tests.evaluation import results_example
 
 LICENSED = "---\nlicense: other\nlicense_name: community\nlicense_link: LICENSE.txt\n---\n# Base\n"
@@ -37,7 +37,8 @@ def finished(tmp_path: pathlib.Path, base: pathlib.Path) -> pathlib.Path:
         source = dataclasses.replace(runs.find(str(base)))
         sources = [{"kind": "parallel", "source": config.data.parallel[0], "records": 89}]
         facts = {"languages": ["de", "en"], "examples": 12345, "held_out": 67, "sources": sources}
-        runs.claim(folder, dataclasses.replace(config, stage=stage, model=str(previous)), source, {})
+        begun = lineage.Lineage(runs.find(str(previous)).origin(folder), ())
+        folders.claim(folder, dataclasses.replace(config, stage=stage, model=str(previous)), source, begun)
         (folder / "data.json").write_text(json.dumps(facts), encoding="utf-8")
         records = [{"kind": "validation", "step": s, "loss": loss} for s, loss in ((0, 1.0), (1, 2.25), (2, 3.5))]
         records += [{"kind": "train", "step": s, "loss": 2.0} for s in (1, 2)]
@@ -126,7 +127,7 @@ def test_what_is_exported_is_what_the_card_is_of(run):
 def test_a_step_without_validation_is_named_alone(run):
     file = run / "stage2" / "metrics.jsonl"
     file.write_text("".join(line for line in file.read_text().splitlines(True) if '"validation"' not in line))
-    assert "2 steps; the weights are those of step 1. Settings" in written(run).text
+    assert "2 steps; the weights are those of step 1. The weights that it began with have" in written(run).text
 
 
 def test_a_run_that_was_moved_has_the_same_card(run, tmp_path):

@@ -17,7 +17,7 @@ import run
 from alignx_jax import config_files as configs
 from alignx_jax import exits
 from alignx_jax.data import pipeline
-from alignx_jax.training import locks, loop, runs
+from alignx_jax.training import lineage, locks, loop, runs
 from alignx_jax.training import step as steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -227,7 +227,9 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     assert models("--model=a", "--compare", "b", "c", "a") == ["b", "c", "a"]
     assert models("--model=a") == ["a"]
     (tmp_path / "run" / "stage1").mkdir(parents=True)
-    (tmp_path / "run" / "stage1" / "config.json").write_text(configs.to_json(configs.Config(model="sample")))
+    (tmp_path / "run" / "stage1" / "config.json").write_text(configs.to_json(configs.Config()))
+    begun = lineage.Lineage(lineage.Origin("sample", "abc"), ())
+    (tmp_path / "run" / "stage1" / lineage.FILE).write_text(lineage.text(begun))
     assert models("--compare", "b") == ["sample", str(tmp_path / "run" / "stage1"), "b"]
     jax.config.update("jax_compilation_cache_dir", cache)
 
@@ -433,7 +435,7 @@ def test_a_run_keeps_nothing_of_the_environment(program, monkeypatch, tmp_path):
     with pytest.raises(pytest.fail.Exception, match=COMPILED):
         program()
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
-    assert {"config.json", "corpora.json"} <= {file.name for file in files}
+    assert {"config.json", "lineage.json"} <= {file.name for file in files}
     assert not [file for file in files if b"abracadabra" in file.read_bytes()]
 
 

@@ -135,7 +135,9 @@ class Corpus:
     """As the configuration names it."""
     kind: Kind
     fingerprint: str
-    """Changes with the content or the name of any of its files."""
+    """Changes with the content or the place of any of its files."""
+    content: str
+    """Changes with the content or the name of any of its files, not with where they lie."""
     folder: pathlib.Path
     skipped: int
     """Bad lines left out, listed in `skipped.txt` in `folder`."""
@@ -171,10 +173,14 @@ def prepare(
     """
     if found := _published(source, _PUBLISHED[kind]):
         builder, name = found
-        return _corpus(kind, source, f"{builder.name}/{name}", _build(builder, name, kind, cache_folder))
+        identity = f"{builder.name}/{name}"
+        return _corpus(kind, source, identity, identity, _build(builder, name, kind, cache_folder))
     files, unread = _FILES[kind](source)
     contents = [(str(file), _digest(file)) for file in files]
-    fingerprint = cache.fingerprint(FORMAT, kind, on_error, *([pairs] if kind == "parallel" else []), contents)
+    how = FORMAT, kind, on_error, *([pairs] if kind == "parallel" else [])
+    fingerprint = cache.fingerprint(*how, contents)
+    root = pathlib.Path(source).expanduser()
+    content = cache.fingerprint(*how, [(_name(pathlib.Path(file), root), digest) for file, digest in contents])
     config = SourceConfig(name=kind, files=tuple(files), on_error=on_error, pairs=pairs, beam=beam)
     options = {"download_config": tfds.download.DownloadConfig(beam_options=on_beam.options(beam))} if beam else {}
     build = functools.partial(_BUILDERS[kind], config=config, file_format="array_record")
@@ -182,7 +188,19 @@ def prepare(
     with _quiet():
         write = functools.partial(_write, build, cache_folder, options)
         builder = build(data_dir=cache.make_once(cache_folder.expanduser() / kind / fingerprint, write))
-        return _corpus(kind, source, fingerprint, builder, unread)
+        return _corpus(kind, source, fingerprint, content, builder, unread)
+
+
+def _name(file: pathlib.Path, root: pathlib.Path) -> str:
+    """Of a file in a source, wherever that lies."""
+    return str(file.relative_to(root)) if file != root and file.is_relative_to(root) else file.name
+
+
+def place(kind: Kind, source: str) -> str:
+    """A source as any working directory has it: the absolute path, unless it is a published data set or the sample."""
+    if source == "sample" or _published(source, _PUBLISHED[kind]):
+        return source
+    return str(pathlib.Path(source).expanduser().absolute())
 
 
 def sentences(source: str, cache_folder: pathlib.Path) -> list[dict[str, str]] | None:
@@ -247,13 +265,17 @@ def _write(build: Callable[..., tfds.core.DatasetBuilder], cache_folder: pathlib
         raise cache.unwritable(cache_folder, error) from error
 
 
-def _corpus(kind: Kind, source: str, fingerprint: str, builder: tfds.core.DatasetBuilder, unread: str = "") -> Corpus:
+def _corpus(
+    kind: Kind, source: str, fingerprint: str, content: str, builder: tfds.core.DatasetBuilder, unread: str = ""
+) -> Corpus:
     folder = pathlib.Path(builder.data_path)
     if "train" not in builder.info.splits:
         raise UserError(f"{source}: has no sentences for training, only {', '.join(builder.info.splits)}")
     metadata = json.loads((folder / "metadata.json").read_text())
-    fingerprint = cache.fingerprint(fingerprint, metadata["content"]) if "content" in metadata else fingerprint
-    return Corpus(source, kind, fingerprint, folder, metadata["skipped"], unread, builder.as_data_source("train"))
+    if "content" in metadata:
+        fingerprint, content = (cache.fingerprint(x, metadata["content"]) for x in (fingerprint, content))
+    data = builder.as_data_source("train")
+    return Corpus(source, kind, fingerprint, content, folder, metadata["skipped"], unread, data)
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -111,3 +111,8 @@ def load(template: str) -> Template:
                 if used.count(field) != 1:
                     raise UserError(f"{where}: {name!r} has to hold {{{field}}} exactly once")
     return Template(**{name: texts[name] for name in _FIELDS})
+
+
+def place(template: str) -> str:
+    """A template as any working directory has it: the absolute path, unless it is a packaged one."""
+    return template if template in _PACKAGED else str(pathlib.Path(template).expanduser().absolute())

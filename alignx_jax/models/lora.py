@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alignx_jax import sharding
 from alignx_jax.config import LoraConfig
 from alignx_jax.exits import UserError
 from alignx_jax.models.architecture import DecoderConfig
@@ -115,22 +114,3 @@ def _merged(kernel_Lxixo: jax.Array, a_Lxixr: jax.Array, b_Lxrxo: jax.Array, *, 
         return (kernel.astype(added.dtype) + added).astype(kernel.dtype)
 
     return jax.lax.map(add, (kernel_Lxixo, a_Lxixr, b_Lxrxo))
-
-
-def fingerprint(decoder: Decoder) -> str:
-    """Of the weights without adapters, in bfloat16, whatever their type and mesh.
-
-    A sum modulo 2^32 a parameter, of each number's bits times an odd number of its place.
-    """
-
-    @jax.jit
-    def total(x: jax.Array) -> jax.Array:
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    _, _, weights = nnx.split(decoder, nnx.LoRAParam, nnx.Param)
-    sums = sharding.to_host([total(x) for x in jax.tree.leaves(nnx.to_pure_dict(weights))])
-    return "".join(f"{int(x):08x}" for x in sums)

@@ -58,23 +58,39 @@ def has_weights(folder: pathlib.Path) -> bool:
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
-def _open(folder: pathlib.Path) -> _Tensors:
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Those that hold the weights.
+
+    Raises:
+      UserError: there are none, or not those that the index names.
+    """
     if (folder / SINGLE).is_file():
-        return _open_file(folder / SINGLE)
+        return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder}: {other_formats.in_place_of_weights(folder)}")
-    files = read_json(folder / INDEX, "download it again").get("weight_map")
-    if not isinstance(files, dict) or not files or not all(isinstance(f, str) for f in files.values()):
+    named, names = set(_weight_map(folder).values()), {file.name for file in folder.iterdir() if file.is_file()}
+    if missing := sorted(named - names):  # as is a path that leaves the folder
+        raise UserError(f"{folder}: no file {missing[0]!r} in it, though {INDEX} names it; download it again")
+    return [folder / name for name in sorted(named)]
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+    """The file of each tensor."""
+    named = read_json(folder / INDEX, "download it again").get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(f, str) for f in named.values()):
         raise UserError(f"{folder / INDEX}: no weight_map of keys to file names; download it again")
-    tensors, names = {}, {file.name for file in folder.iterdir() if file.is_file()}
-    for name in sorted(set(files.values())):
-        if name not in names:  # a path that leaves the folder is not
-            raise UserError(f"{folder}: no file {name!r} in it, though {INDEX} names it; download it again")
-        opened = _open_file(folder / name)
+    return named
+
+
+def _open(folder: pathlib.Path) -> _Tensors:
+    tensors: _Tensors = {}
+    for file in files(folder):
+        opened = _open_file(file)
         if twice := opened.keys() & tensors.keys():
-            raise UserError(f"{folder / name}: {_some(twice)} is in another file too; download the folder again")
+            raise UserError(f"{file}: {_some(twice)} is in another file too; download the folder again")
         tensors |= opened
-    if missing := [key for key in files if key not in tensors]:
+    expected = [] if (folder / SINGLE).is_file() else _weight_map(folder)
+    if missing := [key for key in expected if key not in tensors]:
         raise UserError(f"{folder}: {INDEX} names tensors that are not in its files: {_some(missing)}")
     return tensors
 

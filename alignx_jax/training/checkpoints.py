@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from alignx_jax import console, hosts, storage
 from alignx_jax.exits import StorageError, UserError
-from alignx_jax.training import durable, written
+from alignx_jax.training import durable, lineage, written
 from alignx_jax.training.state import Params, TrainState
 
 Warn = Callable[[str], None]
@@ -274,6 +274,18 @@ class Checkpoints:
             if isinstance(error, ValueError | KeyError):
                 raise UserError(f"{where}: this checkpoint is not of this model: {error}") from error
             raise
+
+    def digest(self, step: int, part: str) -> str:
+        """Of what was written of one item of a state, by its checksums.
+
+        Raises:
+          StorageError: these are gone or damaged.
+        """
+        try:
+            files = self._checksums(step)["files"]
+        except Damaged as error:
+            raise StorageError(f"{self._folder}/{step}: {error}; start the same command again") from None
+        return lineage.combined([of for name, (_, of) in files.items() if name.partition("/")[0] == part])
 
     def _finished(self) -> list[int]:
         if not self._folder.is_dir():

@@ -15,12 +15,13 @@ from rich.console import Console
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config
 from alignx_jax.console import say
-from alignx_jax.data import pipeline
+from alignx_jax.data import cache, corpora, pipeline, prompts
 from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import base, companions, compiling, durable, optimizer, profiling, runs, state, stopping
+from alignx_jax.training import companions, compiling, durable, folders, lineage, optimizer, profiling, runs, stopping
+from alignx_jax.training import state as states
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
 
@@ -200,8 +201,8 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
     """The step that trains. What is compiled ahead of time is this same function."""
     tx = optimizer.build(config.optimizer, 1)  # its first state alone is used
     dtype = jnp.bfloat16 if config.lora.rank else jnp.float32
-    graph, *shapes = state.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder, dtype))))
-    like = state.abstract(shapes[0], tx, mesh, shapes[1])
+    graph, *shapes = states.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder, dtype))))
+    like = states.abstract(shapes[0], tx, mesh, shapes[1])
     train_step = steps.compiled_for(
         like,
         config=config.optimizer,
@@ -210,20 +211,20 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
         skip_nonfinite=config.on_nonfinite == "skip",
     )
 
-    def begin(decoder: Decoder) -> state.TrainState:
-        _, params, frozen = state.split(_build(config, plan, decoder))
-        return state.create(params, tx, mesh, frozen)
+    def begin(decoder: Decoder) -> states.TrainState:
+        _, params, frozen = states.split(_build(config, plan, decoder))
+        return states.create(params, tx, mesh, frozen)
 
-    def go_on(saved: state.TrainState, decoder: Decoder) -> state.TrainState:
-        return dataclasses.replace(saved, frozen=state.split(_build(config, plan, decoder))[2])
+    def go_on(saved: states.TrainState, decoder: Decoder) -> states.TrainState:
+        return dataclasses.replace(saved, frozen=states.split(_build(config, plan, decoder))[2])
 
     lower = functools.partial(compiling.lower, config, train_step, like, mesh)
     return Step(decoder, graph, plan, like, train_step, lower, begin, go_on)
 
 
-def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> state.AlignX:
+def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> states.AlignX:
     width = config.objective.language_matching.width if "language_matching" in plan.weights else None
-    return state.build(decoder, width, seed=config.seed, adapters=config.lora)
+    return states.build(decoder, width, seed=config.seed, adapters=config.lora)
 
 
 def train(
@@ -248,7 +249,7 @@ def train(
       StorageError: something could not be written, or no checkpoint can be read.
       Interrupted: `stop` was requested; the state is saved.
     """
-    begun, source = time.monotonic(), weights.source
+    since, source = time.monotonic(), weights.source
     check(config, source, mesh)
     plan = recipe(config, source.decoder_config(), data, mesh)
     met = most_pairs(config, data, mesh) * (plan.groups if plan.scope == "global" else 1)
@@ -265,19 +266,32 @@ def train(
             f"and each step runs the layers forward once more (at most a {share} more computation)",
         )
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
-    corpora = {c.source: c.fingerprint for c in data.corpora}
     step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
-    if hosts.share("continue", runs.can_continue(folder, config, corpora)):
-        companions.check(folder, source.huggingface)
-        if config.lora.rank:  # whose checkpoints are without the model
-            base.check(folder, weights.look())
-    else:
-        loaded = weights.look()  # before the folder is there: a spoilt model leaves none behind
-        below = base.record(source.base_model(), loaded) if config.lora.rank else None
-        del loaded
+    begun = begun_with(config, folder, source, data)
+    state = hosts.share("state", folders.state(folder, config, begun))
+    facts = json.dumps(data.facts(), indent=2) + "\n"
+
+    def accept() -> None:
+        folders.accept(folder, config, begun)
+        durable.write(folder / "data.json", facts)
+
+    if state == "new":
+        weights.look()  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
-        hosts.first("claim", lambda: runs.claim(folder, config, source, corpora, below))
-    runs.check_shared(folder)
-    hosts.first("data", lambda: durable.write(folder / "data.json", json.dumps(data.facts(), indent=2) + "\n"))
-    stage = Stage(config, folder, step, data, mesh, console, stop, begun)
+        hosts.first("claim", lambda: folders.claim(folder, config, source, begun))
+    else:
+        companions.check(folder, source.huggingface)
+    folders.check_shared(folder)
+    if state != "changed":
+        hosts.first("data", lambda: durable.write(folder / "data.json", facts))
+    stage = Stage(config, folder, step, data, mesh, console, stop, since, accept if state == "changed" else None)
     return stage.train(title, weights.take)
+
+
+def begun_with(config: Config, folder: storage.Path, source: runs.Source, data: pipeline.Data) -> lineage.Lineage:
+    """What a stage in `folder` stands on, as it is now. Every process has to ask."""
+    template = dataclasses.asdict(prompts.load(config.data.template))
+    contents = [lineage.Content(c.kind, corpora.place(c.kind, c.source), c.content) for c in data.corpora]
+    contents.append(lineage.Content("template", prompts.place(config.data.template), cache.fingerprint(template)))
+    below = source.origin_below(folder) if config.lora.rank else None
+    return lineage.Lineage(source.origin(folder), tuple(contents), below)

@@ -1,18 +1,11 @@
-"""Folders of runs, and models to start from: Hugging Face folders and earlier stages alike.
-
-A stage's folder holds `config.json`, `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and in
-`huggingface/` the model's configuration and tokenizer, with checksums, so that it can be evaluated, exported or trained
-further by itself. One of adapters (LoRA) has `base.json` besides, and needs the model that this names.
-"""
+"""Models that can be loaded: Hugging Face folders and the stages of runs (`folders`) alike."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -22,46 +15,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import Config, LoraConfig
-from alignx_jax.config_files import flat, from_json, to_json
+from alignx_jax.config import Config, DataConfig, LoraConfig
+from alignx_jax.config_files import from_json
 from alignx_jax.data import cache
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface, lora, other_formats, peft, weights
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.objectives.language_matching import Classifier
-from alignx_jax.training import base, companions, durable, locks
+from alignx_jax.training import companions, lineage, locks
 from alignx_jax.training.checkpoints import Checkpoints, Deleted
 from alignx_jax.training.state import PairClassifier, Params
 
 SAMPLE_MODEL = pathlib.Path(__file__).resolve().parent.parent / "sample" / "model"
-# What may differ when a run continues, because its result does not depend on it.
-_FREE = (
-    "stage",
-    "run",
-    "mesh",
-    "topology",
-    "compare",
-    "profile",
-    "evaluation.",
-    "export.",
-    "plan.",
-    "hosts.",
-    "data.cache",
-    "data.beam",
-    "training.keep",
-    "training.save_every",
-    "training.stall_seconds",
-    "training.wandb",
-    "accept_changes",
-    "on_nonfinite",  # a run that has come so far had no such step
-)
-# What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
-_SHAPES = ("model", "optimizer.moment_dtype", "objective.language_matching.width", "objective.language_matching.weight")
-_SHAPES += ("lora.rank", "lora.alpha", "lora.targets")
-_BEGUN = ("huggingface", "corpora.json", base.FILE, "config.json")  # `claim` writes them, in this order
 _T = TypeVar("_T")
 _ATTEMPTS = 5  # at a checkpoint that a run, which trains, deletes meanwhile
-_VISIBLE = 60  # seconds for a new file to be seen on other hosts
+_DIGESTS = "digests"  # in the folder of caches: those of weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +41,8 @@ class Source:
     """Folder with config.json and the tokenizer, of this machine; with the weights too if there is no checkpoint."""
     run: storage.Path | None = None
     """The stage's folder if it is one; the best of its checkpoints is meant."""
+    cache: str = DataConfig.cache
+    """Folder where the digests of weights are kept."""
 
     def decoder_config(self) -> families.DecoderConfig:
         return families.decoder_config(huggingface.read_config(self.huggingface), str(self.huggingface / "config.json"))
@@ -94,16 +64,54 @@ class Source:
         elif self.adapters():
             self._below_adapters(lambda source: source.check())
 
-    def start(self) -> str:
-        """The model that the stage began with: `sample`, or where it is now, if it is there."""
-        return self._moved(self.config().model or "sample")
+    @functools.cached_property
+    def lineage(self) -> lineage.Lineage:
+        """Of a stage: what it was begun with.
 
-    def _moved(self, place: str) -> str:
-        """A place that the stage's folder names; of another stage of the run, its place where the run is now."""
-        named, run = pathlib.PurePath(place), pathlib.PurePath(self.config().run)
-        within = named.parent.parts[-len(run.parts) :] == run.parts
-        beside = self.run.parent / named.name
-        return str(beside) if within and run.parts and beside.is_dir() else place
+        Raises:
+          UserError: the record is gone or damaged.
+        """
+        return lineage.read(self.run)
+
+    @property
+    def start(self) -> str:
+        """The model that the stage began with: `sample`, or the path where it was, or is if the run was moved."""
+        return lineage.resolve(self.lineage.start.model, self.run)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Digest of the weights. Every process has to ask.
+
+        Raises:
+          UserError: there are none, or no record of those below adapters.
+          StorageError: of the checkpoints none is sound.
+        """
+        step = self.step if self.run else None
+        return hosts.share("weights", self._digest(step) if hosts.is_first() else None)
+
+    def _digest(self, step: int | None) -> str:
+        if self.run is None:
+            return lineage.digest(weights.files(self.huggingface), pathlib.Path(self.cache) / _DIGESTS)
+        trained = Checkpoints(self.run / "checkpoints").digest(step, "decoder")
+        return lineage.combined([trained, self._below.weights]) if self.adapters() else trained
+
+    @property
+    def _below(self) -> lineage.Origin:
+        """The model below the stage's adapters."""
+        if self.lineage.below is None:
+            raise lineage.damaged(self.run, "below is missing")
+        return self.lineage.below
+
+    def origin(self, folder: storage.Path) -> lineage.Origin:
+        """For the record of a stage that begins with it in `folder`. Every process has to ask."""
+        return lineage.Origin(lineage.place(_place(self), folder), self.weights, self.step if self.run else None)
+
+    def origin_below(self, folder: storage.Path) -> lineage.Origin:
+        """The same of the weights that adapters are trained on: this model's, or those below its own adapters."""
+        if not self.adapters():
+            return self.origin(folder)
+        place = lineage.place(self.base_model(), folder)
+        return dataclasses.replace(self._below, model=place)
 
     def fingerprint(self) -> str:
         """Changes with the model's configuration, and with the name or size of a file of weights or the tokenizer."""
@@ -149,7 +157,6 @@ class Source:
         if not settings:
             return self.load(mesh, dtype)
         decoder = self._below_adapters(lambda source: source.load(mesh, dtype))
-        base.check(self.run, decoder)
 
         def adapted() -> Decoder:
             empty = random_decoder(self.decoder_config())
@@ -161,20 +168,25 @@ class Source:
         return nnx.merge(graph, trained, nnx.to_pure_dict(nnx.state(decoder, nnx.Param)))
 
     def _below_adapters(self, use: Callable[[Source], _T]) -> _T:
-        """What `use` makes of the model below the stage's adapters."""
+        """What `use` makes of the model below the stage's adapters, whose weights have to be those trained on."""
+        known = self._below.weights
         try:
-            return use(find(self.base_model()))
+            source = dataclasses.replace(find(self.base_model()), cache=self.cache)
+            if source.weights != known:
+                raise UserError(
+                    f"{source.name} has other weights than they were trained on (digest {known} then, "
+                    f"{source.weights} now)"
+                )
+            return use(source)
         except UserError as error:
             raise UserError(
                 f"{self.run} holds adapters alone, and their model cannot be read: {error}; put it back, or name its "
-                f"new place in {self.run / base.FILE}"
+                f"new place in {self.run / lineage.FILE}"
             ) from None
 
     def base_model(self) -> str:
         """Where the weights are that adapters are trained on: this model, or the one below its adapters."""
-        if self.adapters():
-            return self._moved(base.model(self.run))
-        return "sample" if self.huggingface == SAMPLE_MODEL else str(storage.absolute(self.run or self.huggingface))
+        return lineage.resolve(self._below.model, self.run) if self.adapters() else _place(self)
 
     def export_adapters(
         self, mesh: Mesh, folder: str | storage.Path, name: str, others: Mapping[str, bytes] = MappingProxyType({})
@@ -307,121 +319,27 @@ def _check_finished(folder: storage.Path) -> None:
         raise UserError(f"{folder}: this stage has no checkpoint, it has saved none yet or they are gone; run it first")
 
 
-def can_continue(folder: storage.Path, config: Config, corpora: dict[str, str]) -> bool:
-    """Whether `folder` is a stage's folder of `config` already; a new or empty one is not.
-
-    With `config.accept_changes`, settings and data may have changed: the new ones are written down, and the former
-    ones stay beside as `config.1.json` and `corpora.1.json`, and so on.
-
-    Args:
-      corpora: fingerprint of each source of data.
+def check_lineage(sources: Sequence[Source]) -> None:
+    """Whether stages, and the models that they began with, still are those: where both are among `sources`.
 
     Raises:
-      UserError: the folder belongs to another configuration, or the data have changed, and that is not accepted or
-        cannot be, as the state's arrays depend on it; names what differs.
+      UserError: a model has other weights, configuration or tokenizer than a stage was begun with.
     """
-    saved = folder / "config.json"
-    if saved.is_file():
-        old = from_json(saved.read_bytes(), str(saved))
-        differences = _differences(old, config)
-        listed = "; ".join(f"{k}: {there} there, {here} here" for k, (there, here) in differences.items())
-        if differences and not config.accept_changes:
+    by_place = {_place(source): source for source in sources}
+    for stage in (source for source in sources if source.run):
+        start = by_place.get("sample" if stage.start == "sample" else str(storage.absolute(storage.path(stage.start))))
+        if start is None or start is stage:
+            continue
+        if start.weights != stage.lineage.start.weights:
             raise UserError(
-                f"{folder} belongs to another configuration ({listed}); give another --run, delete the folder, or "
-                "--accept-changes to continue it with the changed settings"
+                f"{stage.run} was trained from other weights than {start.name} has now (digest "
+                f"{stage.lineage.start.weights} then, {start.weights} now), so that they cannot be compared; put those "
+                f"back, train {stage.name} anew (--stage=all does), or evaluate it with --model alone"
             )
-        if fixed := [k for k, (there, here) in differences.items() if _reshapes(k, there, here)]:
-            raise UserError(
-                f"{folder}: --accept-changes cannot change {', '.join(fixed)} ({listed}), which its checkpoints depend "
-                "on; give another --run"
-            )
-        try:
-            known = dict(json.loads((folder / "corpora.json").read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{folder / 'corpora.json'} is damaged ({error}); restore it, or give another --run"
-            ) from None
-        changed = sorted(k for k in corpora if known.get(k) != corpora[k])
-        if changed and not config.accept_changes:
-            raise UserError(
-                f"{folder} was begun with other content of {', '.join(changed)}; give another --run, "
-                "or --accept-changes"
-            )
-        if (differences or changed) and hosts.is_first():
-            _write_down(folder, config, corpora)
-        return True
-    if folder.is_dir() and {file.name.removesuffix(".new") for file in folder.iterdir()} - set(_BEGUN):
-        raise UserError(f"{folder} is not empty and not a run of ours; give another --run")
-    return False
+        if start.run is None:
+            companions.check(stage.run, start.huggingface)
 
 
-def _reshapes(name: str, there: object, here: object) -> bool:
-    return name in _SHAPES and not (name.endswith(".weight") and there and here)
-
-
-def _write_down(folder: storage.Path, config: Config, corpora: dict[str, str]) -> None:
-    number = 1 + sum(1 for _ in folder.glob("config.*.json"))
-    for name, text in (("corpora", _corpora_text(corpora)), ("config", _config_text(config))):
-        durable.write(folder / f"{name}.{number}.json", (folder / f"{name}.json").read_bytes())
-        durable.write(folder / f"{name}.json", text)
-
-
-def _config_text(config: Config) -> str:
-    """Without the permission to change it, which is given once."""
-    return to_json(dataclasses.replace(config, accept_changes=False)) + "\n"
-
-
-def _corpora_text(corpora: dict[str, str]) -> str:
-    return json.dumps(corpora, indent=2) + "\n"
-
-
-def claim(
-    folder: storage.Path, config: Config, source: Source, corpora: dict[str, str], below: str | None = None
-) -> None:
-    """Makes `folder`, new or empty or left half-made, the folder of a stage: it is one once it has its config.json.
-
-    Args:
-      below: the `base.record` where adapters are trained.
-    """
-    storage.remove(folder / "huggingface")  # of another model, perhaps
-    storage.make(folder / "huggingface")
-    companions.keep(source.huggingface, folder / "huggingface")
-    durable.write(folder / "corpora.json", _corpora_text(corpora))
-    if below:
-        durable.write(folder / base.FILE, below)
-    durable.write(folder / "config.json", _config_text(config))
-    if not storage.is_remote(folder):
-        durable.sync(folder.parent)
-
-
-def check_shared(folder: storage.Path) -> None:
-    """Whether every process sees the stage's folder, which the first one made; network storage may take a while.
-
-    Raises:
-      UserError: it does not.
-    """
-    deadline = time.monotonic() + _VISIBLE
-    while not (folder / "config.json").is_file():
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{folder}: process 0 made it, but it is not here; --run has to be on storage of all processes"
-            )
-        time.sleep(0.5)
-    hosts.gather("folder", None)
-
-
-def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
-    """Settings that may not differ and do: by their names, as saved and as asked for."""
-    old, new = flat(saved), flat(asked)
-    differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith(_FREE)}
-    shards = {sharding.data_shards(sharding.abstract_mesh(config.mesh)) for config in (saved, asked)}
-    if len(shards) > 1 and _pairs_meet_by_device(saved):
-        differences["mesh"] = saved.mesh, asked.mesh
-    return differences
-
-
-def _pairs_meet_by_device(config: Config) -> bool:
-    """Whether the losses depend on how many devices the rows are divided among."""
-    objective = config.objective
-    pairs = config.stage == "1" and (objective.contrastive.weight or objective.language_matching.weight)
-    return bool(pairs) and objective.negatives == "micro-batch"
+def _place(source: Source) -> str:
+    path = source.run or source.huggingface
+    return "sample" if path == SAMPLE_MODEL else str(storage.absolute(path))

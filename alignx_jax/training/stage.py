@@ -91,11 +91,14 @@ class Stage:
         console: Console,
         stop: stopping.Stop,
         begun: float,
+        accept: Callable[[], None] | None = None,
     ):
         """
         Args:
           begun: by `time.monotonic`, when the stage had its data.
+          accept: writes changed settings down; called on process 0 once a step has been made with them.
         """
+        self.accept = accept
         self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
         self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
         self.last, self.begun = data.train.steps, begun
@@ -242,6 +245,8 @@ class Stage:
                     to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
                     self.report(*waiting)
                     waiting = None
+                    if self.accept:
+                        hosts.first("accept", self.accept)
                     passed = time.monotonic() - self.begun
                     waiting_for = f", {waited:.0f} s of them waiting for the compiler" if waited >= 1 else ""
                     bar.note(f"first step {passed:.0f} s after the data{waiting_for}")

@@ -73,8 +73,11 @@ class Bench:
         } | {name.replace("__", ".").replace("_", "-"): value for name, value in flags.items()}
 
     def start(self, run: pathlib.Path, stage: int | str, **flags) -> Running:
+        return self.started(self.flags(run, stage, **flags))
+
+    def started(self, flags: dict[str, object]) -> Running:
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder, prefix="process"))
-        return Running(program.command(self.flags(run, stage, **flags)), folder, self._environment)
+        return Running(program.command(flags), folder, self._environment)
 
     def finish(self, run: pathlib.Path, stage: int | str, **flags) -> Ended:
         with self.start(run, stage, **flags) as running:

@@ -38,11 +38,17 @@ def other_number(file: pathlib.Path, rng: random.Random) -> None:
 
 
 def other_fingerprint(file: pathlib.Path, rng: random.Random) -> None:
-    """The last hex digit of `base.json` is another."""
+    """A digit of the digest of the weights below the adapters is another."""
     content = bytearray(file.read_bytes())
-    place = content.rindex(b'"') - 1
+    place = content.rindex(b'"weights": "') + len(b'"weights": "')
     content[place] = ord("0") if content[place] != ord("0") else ord("1")
     file.write_bytes(content)
+
+
+def other_key(file: pathlib.Path, rng: random.Random) -> None:
+    """One bit of one name of a field."""
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"step"', b'"sTep"', 1))
 
 
 def _spoil(folder: pathlib.Path, pattern: str, damage: Damage) -> dict[pathlib.Path, bytes]:
@@ -108,8 +114,8 @@ def begun(bench, tmp_path_factory) -> pathlib.Path:
         ("stage1/config.json", flip),
         ("stage1/config.json", truncate),
         ("stage1/config.json", other_number),
-        ("stage1/corpora.json", truncate),
-        ("stage1/corpora.json", remove),
+        ("stage1/lineage.json", truncate),
+        ("stage1/lineage.json", remove),
         ("stage1/data.json", truncate),
         ("stage1/huggingface/config.json", other_number),
         ("stage1/huggingface/tokenizer.model", flip),
@@ -168,14 +174,16 @@ def adapted(bench, tmp_path_factory) -> pathlib.Path:
     return run
 
 
-@pytest.mark.parametrize("damage", [other_fingerprint, flip, truncate, remove], **_ID)
+@pytest.mark.parametrize("damage", [other_fingerprint, other_key, truncate, remove], **_ID)
 def test_the_record_of_the_model_below_adapters(bench, tally, adapted, tmp_path, damage):
     run = pathlib.Path(shutil.copytree(adapted, tmp_path / "run"))
-    _spoil(run, "stage1/base.json", damage)
+    _spoil(run, "stage1/lineage.json", damage)
     there = _contents(run)
     with tally.verdict() as injected:
         injected.append(f"record of a run: {damage.__name__}")
-        bench.finish(run, 1, lora__rank=4).sentence(1, str(run / "stage1"), "base.json")
+        bench.finish(run, 1, lora__rank=4).sentence(
+            1, str(run / "stage1"), *([] if damage is other_fingerprint else ["lineage.json"])
+        )
         assert _contents(run) == there, "nothing is changed"
 
 

@@ -33,7 +33,7 @@ from alignx_jax.evaluation import scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.weights import open_weights
-from alignx_jax.training import base, runs
+from alignx_jax.training import lineage, runs
 
 pytestmark = pytest.mark.slow
 
@@ -273,9 +273,9 @@ def run_config(folder, data):
     return config
 
 
-def base_record(folder, data):
-    write(folder / base.FILE, data)
-    return base.model(folder)
+def lineage_record(folder, data):
+    write(folder / lineage.FILE, data)
+    return lineage.read(folder)
 
 
 def model_config(folder, data):
@@ -334,6 +334,11 @@ SHORT = {
     "prompt_input": "{instruction}\n{input}\n",
     "prompt_no_input": "{instruction}",
     "translation": "to {target_language}",
+}
+LINEAGE = {
+    "start": {"model": "../stage1", "weights": "0f", "step": 40},
+    "data": [{"kind": "parallel", "source": "/pairs.jsonl", "digest": "1e"}],
+    "below": {"model": "sample", "weights": "2d", "step": None},
 }
 RUN = json.loads(configs.to_json(configs.Config(model="m", seed=3)))
 
@@ -405,7 +410,7 @@ KINDS = {  # name: inputs, strategy, reader
     "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
     "prompt template": (7_000, damaged(encoded(ALPACA), encoded(SHORT)), template),
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
-    "base.json of a run": (3_000, damaged(encoded({"model": "sample", "fingerprint": "0f"})), base_record),
+    "lineage.json of a run": (3_000, damaged(encoded(LINEAGE)), lineage_record),
     "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
     "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),
     "safetensors header": (4_000, damaged(safetensors(tensors([0, 1]))).map(header), weights),

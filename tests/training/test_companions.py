@@ -13,14 +13,19 @@ import transformers
 from alignx_jax import sharding
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
-from alignx_jax.training import companions, runs
+from alignx_jax.training import companions, folders, runs
+from alignx_jax.training.lineage import Lineage
+
+
+def claim(folder: pathlib.Path, source: runs.Source) -> None:
+    folders.claim(folder, Config(), source, Lineage(source.origin(folder), ()))
 
 
 def test_another_tokenizer_than_the_stage_was_begun_with_is_refused(tmp_path):
     model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
     (model / "README.md").write_text("Trained.")
     source, folder = runs.find(str(model)), tmp_path / "stage1"
-    runs.claim(folder, Config(), source, {})
+    claim(folder, source)
     (model / "README.md").write_text("Trained for long.")  # says more, and is the same model
     companions.check(folder, model)
     (model / "tokenizer.model").write_bytes(b"another")
@@ -54,7 +59,7 @@ DAMAGE = {
 def test_a_copy_that_has_changed_is_refused_wherever_it_is_read(tmp_path, monkeypatch, name):
     """And the model, which has not, is not blamed."""
     folder, copies = tmp_path / "stage1", tmp_path / "stage1" / "huggingface"
-    runs.claim(folder, Config(), runs.find("sample"), {})
+    claim(folder, runs.find("sample"))
     monkeypatch.setattr(runs, "_check_finished", lambda folder: None)
     before = runs.find(str(folder))
     companions.check(folder, runs.SAMPLE_MODEL)
@@ -69,7 +74,7 @@ def test_a_copy_that_has_changed_is_refused_wherever_it_is_read(tmp_path, monkey
 @pytest.mark.parametrize(("name", "says"), [("merges.txt", "was not there when"), ("tokenizer.model", "is not what")])
 def test_a_model_with_a_file_more_or_less_is_another(tmp_path, name, says):
     model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
-    runs.claim(tmp_path / "stage1", Config(), runs.find(str(model)), {})
+    claim(tmp_path / "stage1", runs.find(str(model)))
     (model / name).unlink() if (model / name).exists() else (model / name).write_text("a b")
     with pytest.raises(UserError, match=rf"^{model / name} {says} {tmp_path}/stage1 was begun"):
         companions.check(tmp_path / "stage1", model)
@@ -114,7 +119,7 @@ def test_named_chat_templates_are_handed_on(tmp_path):
     (model / "additional_chat_templates" / "rag.jinja").write_text("rag {{ messages }}")
     (model / "additional_chat_templates" / "secret.txt").write_text("not a template")
     source, folder = runs.find(str(model)), tmp_path / "stage1"
-    runs.claim(folder, Config(), source, {})
+    claim(folder, source)
     copies = folder / "huggingface"
     companions.check(folder, model)
     companions.check_copies(copies, copies)
@@ -138,7 +143,7 @@ def test_a_copy_names_the_type_of_the_weights_that_stay_behind(tmp_path):
     settings = {k: v for k, v in settings.items() if k not in ("dtype", "torch_dtype")}
     (model / "config.json").write_text(json.dumps(settings))
     assert runs.find(str(model)).dtype() == jnp.bfloat16
-    runs.claim(folder, Config(), runs.find(str(model)), {})
+    claim(folder, runs.find(str(model)))
     assert json.loads((folder / "huggingface" / "config.json").read_text()) == settings | {"dtype": "bfloat16"}
     companions.check_copies(folder / "huggingface", folder / "huggingface")
     companions.check(folder, model)

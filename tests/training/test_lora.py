@@ -21,7 +21,7 @@ from alignx_jax.config import LoraConfig, ObjectiveConfig, OptimizerConfig
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models import peft as folders
-from alignx_jax.training import base, loop, optimizer, runs, state, step
+from alignx_jax.training import lineage, loop, optimizer, runs, state, step
 from benchmarks import parity
 from benchmarks.torch_reference import AlignXTorch
 from tests.models import llamas
@@ -149,7 +149,7 @@ def test_a_stopped_run_ends_bit_for_bit_and_keeps_only_what_is_trained(trainer, 
         np.testing.assert_array_equal(a, b)
     sizes = sum(x.size for x in arrays(there, STEPS, "decoder"))
     assert sizes == lora.count(RUN, trainer.source.decoder_config())
-    assert json.loads((there / "base.json").read_text())["model"] == trainer.config.model
+    assert lineage.read(there).below.model == trainer.config.model
 
 
 @pytest.mark.slow
@@ -193,30 +193,37 @@ def test_exports_of_a_run_are_the_same_model(trainer, whole, tmp_path):
 def test_other_weights_below_the_adapters_are_refused(trainer, whole, tmp_path):
     folder = pathlib.Path(shutil.copytree(whole, tmp_path / "run" / "stage1"))
     model = pathlib.Path(shutil.copytree(trainer.config.model, tmp_path / "model"))
-    record = json.loads((folder / base.FILE).read_text())
-    (folder / base.FILE).write_text(json.dumps(record | {"model": str(model)}))
+    record = lineage.read(folder)
+    moved = dataclasses.replace(record, below=dataclasses.replace(record.below, model=str(model)))
+    (folder / lineage.FILE).write_text(lineage.text(moved))
     source, mesh = runs.find(str(folder)), sharding.make_mesh("1x1")
     source.load(mesh)  # a model that was moved is the same model
     data = bytearray((model / "model.safetensors").read_bytes())
     data[-1] ^= 1  # of one number
     (model / "model.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match=rf"^{model}: its weights are not those that the adapters of {folder} were"):
+    with pytest.raises(UserError, match=rf"^{folder} holds adapters alone, .*{model} has other weights than they were"):
         source.load(mesh)
     shutil.rmtree(model)
-    with pytest.raises(UserError, match=rf"^{folder} holds adapters alone, .*no such folder.* in {folder}/base.json"):
+    with pytest.raises(
+        UserError, match=rf"^{folder} holds adapters alone, .*no such folder.* in {folder}/lineage.json"
+    ):
         source.load(mesh)
-    (folder / base.FILE).write_text("[]")
-    with pytest.raises(UserError, match=r"base.json is damaged"):
-        source.load(mesh)
+    for text in ("[]", lineage.text(dataclasses.replace(record, below=None))):
+        (folder / lineage.FILE).write_text(text)
+        with pytest.raises(UserError, match=r"lineage.json is damaged"):
+            runs.find(str(folder)).load(mesh)
 
 
 def test_a_run_that_goes_on_with_other_weights_is_refused(trainer, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "stage1")
     before = saved(tmp_path / "stage1")
-    record = json.loads((tmp_path / "stage1" / base.FILE).read_text())
-    (tmp_path / "stage1" / base.FILE).write_text(json.dumps(record | {"fingerprint": "0"}))
-    with pytest.raises(UserError, match="its weights are not those"):
-        trainer(tmp_path)
+    record = lineage.read(tmp_path / "stage1")
+    for part, what in (("start", "model"), ("below", "model below the adapters")):
+        other = dataclasses.replace(getattr(record, part), weights="0")
+        (tmp_path / "stage1" / lineage.FILE).write_text(lineage.text(dataclasses.replace(record, **{part: other})))
+        with pytest.raises(UserError, match=f"was begun with another {what} than .* is now"):
+            trainer(tmp_path)
+    (tmp_path / "stage1" / lineage.FILE).write_text(lineage.text(record))
     assert saved(tmp_path / "stage1") == before
 
 

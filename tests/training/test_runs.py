@@ -1,6 +1,5 @@
-"""Whose a stage's folder is, one run's of one configuration."""
+"""Models on disk: what is found, what is refused, and what is read while it is trained."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -8,68 +7,17 @@ import shutil
 import huggingface_hub
 import pytest
 
-from alignx_jax.config import Config, LoraConfig, ObjectiveConfig, TrainingConfig
-from alignx_jax.config import LanguageMatchingConfig as Matching
-from alignx_jax.config_files import from_json
+from alignx_jax.config import Config
 from alignx_jax.exits import UserError
-from alignx_jax.training import checkpoints, runs
+from alignx_jax.training import checkpoints, folders, lineage, runs
 
 CONFIG = Config(model="sample")
 
 
 def begun(folder: pathlib.Path) -> pathlib.Path:
-    runs.claim(folder, CONFIG, runs.find("sample"), {"sample": "abc"})
+    source = runs.find("sample")
+    folders.claim(folder, CONFIG, source, lineage.Lineage(source.origin(folder), ()))
     return folder
-
-
-@pytest.mark.parametrize("content", [b'{"sam', b"[3]", b"\xff", None])
-def test_damaged_fingerprints_are_one_sentence(tmp_path, content):
-    file = begun(tmp_path / "stage1") / "corpora.json"
-    file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(UserError, match=r"corpora.json is damaged"):
-        runs.can_continue(tmp_path / "stage1", CONFIG, {"sample": "abc"})
-
-
-def test_other_settings_are_refused_unless_accepted(tmp_path):
-    folder, corpora = begun(tmp_path / "stage1"), {"sample": "abc"}
-    longer = dataclasses.replace(CONFIG, training=TrainingConfig(epochs=3.0))
-    with pytest.raises(UserError, match=r"training.epochs: 2.0 there, 3.0 here.*--accept-changes"):
-        runs.can_continue(folder, longer, corpora)
-    with pytest.raises(UserError, match=r"other content of sample; .*--accept-changes"):
-        runs.can_continue(folder, CONFIG, {"sample": "abd"})
-    assert not list(folder.glob("*.1.json"))
-    assert runs.can_continue(folder, dataclasses.replace(longer, accept_changes=True), {"sample": "abd"})
-    assert from_json((folder / "config.1.json").read_text(), "") == CONFIG
-    assert json.loads((folder / "corpora.1.json").read_text()) == corpora
-    assert from_json((folder / "config.json").read_text(), "") == longer, "the permission is not a setting"
-    assert runs.can_continue(folder, longer, {"sample": "abd"})
-    assert runs.can_continue(folder, dataclasses.replace(longer, accept_changes=True), {"sample": "abd"})
-    assert len(list(folder.glob("config.*.json"))) == 1, "nothing changed, nothing kept"
-
-
-@pytest.mark.parametrize(
-    ("negatives", "stage", "mesh", "refused"),
-    [
-        ("micro-batch", "1", "2x1", True),
-        ("micro-batch", "1", "2x4x1", False),
-        ("micro-batch", "1", "8x2", False),
-        ("micro-batch", "2", "2x1", False),
-        ("global", "1", "2x1", False),
-        ("step", "1", "2x1", False),
-    ],
-)
-def test_a_mesh_on_which_other_pairs_meet_is_another_setting(tmp_path, negatives, stage, mesh, refused):
-    """With negatives of a micro-batch a pair meets those of its own device alone."""
-    objective = ObjectiveConfig(negatives=negatives)
-    config = dataclasses.replace(CONFIG, stage=stage, mesh="8x1", objective=objective)
-    runs.claim(tmp_path / "stage", config, runs.find("sample"), {})
-    other = dataclasses.replace(config, mesh=mesh)
-    if refused:
-        with pytest.raises(UserError, match=r"mesh: 8x1 there, 2x1 here.*--accept-changes"):
-            runs.can_continue(tmp_path / "stage", other, {})
-    else:
-        assert runs.can_continue(tmp_path / "stage", other, {})
-    assert runs.can_continue(tmp_path / "stage", dataclasses.replace(other, accept_changes=True), {})
 
 
 class Training:
@@ -118,39 +66,6 @@ def test_parts_of_different_checkpoints_are_never_read(training, monkeypatch):
     runs.Checkpoints.left = 1
     with pytest.raises(UserError, match="was deleted while it was read"):
         source._restore("classifier", {}, None, None)
-
-
-def matching(**settings) -> Config:
-    objective = ObjectiveConfig(language_matching=Matching(**settings))
-    return dataclasses.replace(CONFIG, objective=objective, accept_changes=True)
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (dataclasses.replace(CONFIG, model="other", accept_changes=True), "model"),
-        (matching(width=64), "objective.language_matching.width"),
-        (matching(weight=0.0), "objective.language_matching.weight"),
-        (
-            dataclasses.replace(
-                CONFIG, accept_changes=True, optimizer=dataclasses.replace(CONFIG.optimizer, moment_dtype="bfloat16")
-            ),
-            "optimizer.moment_dtype",
-        ),
-        (dataclasses.replace(CONFIG, accept_changes=True, lora=LoraConfig(rank=8)), "lora.rank"),
-        (dataclasses.replace(CONFIG, accept_changes=True, lora=LoraConfig(targets="q_proj")), "lora.targets"),
-    ],
-)
-def test_what_the_arrays_depend_on_cannot_be_changed(tmp_path, config, name):
-    folder = begun(tmp_path / "stage1")
-    with pytest.raises(UserError, match=rf"--accept-changes cannot change {name} \("):
-        runs.can_continue(folder, config, {"sample": "abc"})
-    assert not list(folder.glob("*.1.json"))
-
-
-def test_a_factor_can_be_changed(tmp_path):
-    folder = begun(tmp_path / "stage1")
-    assert runs.can_continue(folder, matching(weight=0.1), {"sample": "abc"})
 
 
 def model(folder: pathlib.Path, **fields) -> pathlib.Path:
@@ -304,18 +219,3 @@ def test_copies_in_a_stage_are_named_as_such(tmp_path):
     (begun(tmp_path / "stage1") / "checkpoints").mkdir()
     with pytest.raises(UserError, match=rf"the configuration and tokenizer of a stage; give .*, {tmp_path}/stage1$"):
         runs.find(str(tmp_path / "stage1" / "huggingface")).check()
-
-
-@pytest.mark.parametrize("before", ["runs/x", "/elsewhere/runs/x"])
-def test_a_stage_of_a_run_that_was_moved_begins_with_the_stage_beside_it(tmp_path, before):
-    def start(model: str) -> str:
-        config = dataclasses.replace(CONFIG, run=before, model=model)
-        shutil.rmtree(tmp_path / "y" / "stage2", ignore_errors=True)
-        runs.claim(tmp_path / "y" / "stage2", config, runs.find("sample"), {})
-        return runs.Source("stage 2", runs.SAMPLE_MODEL, tmp_path / "y" / "stage2").start()
-
-    assert start(f"{before}/stage1") == f"{before}/stage1", "none is there"
-    begun(tmp_path / "y" / "stage1")
-    assert start(f"{before}/stage1") == str(tmp_path / "y" / "stage1")
-    assert start("/another/stage1") == "/another/stage1"
-    assert start("sample") == "sample"

@@ -30,6 +30,7 @@ from alignx_jax.training import (
     companions,
     compiling,
     durable,
+    lineage,
     loop,
     metrics,
     profiling,
@@ -215,6 +216,45 @@ def test_states_that_are_all_equal_are_refused_before_the_first_step(train, tmp_
     with pytest.raises(exits.UserError, match=r"^--objective.contrastive.layer=1: the pooled states of all sentences"):
         train(tmp_path)
     assert [r["kind"] for r in records(tmp_path / "stage1")] == ["validation", "balance"]
+
+
+def test_changed_settings_are_written_down_once_a_step_was_made_with_them(prepared, undisturbed, tmp_path, monkeypatch):
+    """Until then the former command goes on, whatever becomes of the changed one."""
+    train = Trainer(*prepared)
+    with pytest.raises(exits.Interrupted):
+        train(tmp_path, stop=2)
+    there = tmp_path / "stage1"
+    before = {name: (there / name).read_bytes() for name in ("config.json", "lineage.json", "data.json")}
+    faster = dataclasses.replace(train.config.optimizer, learning_rate=1.0)
+    changed = dataclasses.replace(train.config, optimizer=faster, accept_changes=True)
+
+    def fails(*_):
+        raise RuntimeError("the first step fails")
+
+    with monkeypatch.context() as patch:
+        instead(patch, lambda step: fails)
+        with pytest.raises(RuntimeError, match="the first step fails"):
+            dataclasses.replace(train, config=changed)(tmp_path)
+    assert {name: (there / name).read_bytes() for name in before} == before
+    whole = shutil.copytree(there, tmp_path / "copy" / "stage1")
+    dataclasses.replace(train, config=changed)(tmp_path)
+    assert (there / "config.1.json").read_bytes() == before["config.json"]
+    assert configs.load(str(there)).optimizer.learning_rate == 1.0
+    train(whole.parent)
+    assert records(whole) == records(undisturbed)
+
+
+def test_a_stage_is_compared_with_what_it_began_with_alone(prepared, undisturbed, tmp_path):
+    _, source, _ = prepared
+    stage = runs.find(str(undisturbed))
+    assert stage.start == str(source.huggingface) and stage.lineage.start.weights == source.weights
+    runs.check_lineage([source, stage])
+    folder = pathlib.Path(shutil.copytree(undisturbed, tmp_path / "stage1"))
+    other = dataclasses.replace(stage.lineage, start=dataclasses.replace(stage.lineage.start, weights="0"))
+    (folder / lineage.FILE).write_text(lineage.text(other))
+    runs.check_lineage([runs.find("sample"), runs.find(str(folder))])
+    with pytest.raises(exits.UserError, match=rf"^{folder} was trained from other weights than .*digest 0 then, "):
+        runs.check_lineage([source, runs.find(str(folder))])
 
 
 @pytest.mark.slow
