@@ -403,7 +403,8 @@ def test_an_export_that_ends_early_is_none_and_starts_again(program, monkeypatch
     assert error is Killed or stopped.value.code == exits.STORAGE
     assert not folder.exists()
     program("--model=sample", "--stage=export")
-    assert {file.name for file in folder.iterdir()} == {file.name for file in runs.SAMPLE_MODEL.iterdir()}
+    expected = {lineage.FILE, *(file.name for file in runs.SAMPLE_MODEL.iterdir())}
+    assert {file.name for file in folder.iterdir()} == expected
     assert list((tmp_path / "run").iterdir()) == [folder]
 
 

@@ -204,4 +204,5 @@ def environment(without: pathlib.Path) -> dict[str, str]:
 
 def command(flags: dict[str, object]) -> list[str]:
     """`python run.py` with flags by their names."""
-    return [sys.executable, str(ROOT / "run.py"), *(f"--{name}={value}" for name, value in flags.items())]
+    given = (f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items())
+    return [sys.executable, str(ROOT / "run.py"), *given]
