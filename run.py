@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import pathlib
 import shlex
@@ -360,7 +359,7 @@ def weigh(session: Session, source: runs.Source) -> None:
         step = loop.build_step(config, loop.recipe(config, decoder, data, session.mesh), decoder, session.mesh)
         state = step.begin(weights.take())
         batch = jax.tree.map(lambda x: sharding.place_rows(x, session.mesh), next(data.train.batches()))
-        measure = jax.jit(functools.partial(balance.measure, graph=step.graph, recipe=step.recipe))
+        measure = balance.compiled(step.graph, step.recipe)
         values = jax.device_get(measure(state.params, batch, state.frozen))
     balance.show(session.console, values, step.recipe)
 

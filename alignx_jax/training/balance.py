@@ -8,8 +8,9 @@ training loss.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,10 @@ _FLAT = 0.1  # of the temperature: cosines that differ by less give a softmax th
 _DROWNS = 0.8  # share of the gradient that a pair loss should not have
 
 
-def measure(
-    params: Params, batch: Batch, frozen: Params | None = None, *, graph: nnx.GraphDef, recipe: steps.Recipe
-) -> steps.Metrics:
+Measure = Callable[[Params, Batch, Params | None], steps.Metrics]
+
+
+def compiled(graph: nnx.GraphDef, recipe: steps.Recipe) -> Measure:
     """Of the first micro-batch, in one forward pass and a backward pass for each loss:
 
     - `loss`, `next_token`, `contrastive`, `language_matching`: the weighted total, and each loss before its lambda;
@@ -44,7 +46,24 @@ def measure(
     - `cosine/translations`, `cosine/others`, `cosine/deviation`: mean cosine at the aligned layer, as the contrastive
       loss sees it, of the two sentences of a pair and of a source with the targets it is told from, and the standard
       deviation of the latter.
+
+    Two programs, the second of what the first has made: in one, what needs only the batch would run beside the layers,
+    and simulated devices then wait for each other in different places for ever (docs/decisions.md).
     """
+    losses = jax.jit(functools.partial(_losses, graph=graph, recipe=recipe))
+    of_pairs = jax.jit(functools.partial(_of_pairs, plan=dataclasses.replace(recipe, accumulation=1)))
+
+    def measure(params: Params, batch: Batch, frozen: Params | None = None) -> steps.Metrics:
+        found, pairs, weights = losses(params, batch, frozen)
+        return found | of_pairs(pairs, weights)
+
+    return measure
+
+
+def _losses(
+    params: Params, batch: Batch, frozen: Params | None, *, graph: nnx.GraphDef, recipe: steps.Recipe
+) -> tuple[steps.Metrics, steps.Pairs, steps.Metrics]:
+    """Values and gradients, the pairs that met, and what each loss was divided by."""
     plan = dataclasses.replace(recipe, accumulation=1)
     micro = jax.tree.map(lambda x_AxRx___: x_AxRx___[0], steps.split(batch, recipe))
     weights = {k: jnp.maximum(w, 1) for k, w in steps.loss_weights(micro, plan).items()}
@@ -62,13 +81,19 @@ def measure(
     norms_K = jax.lax.map(lambda one_K: optax.tree.norm(pull(one_K)[0]), each_KxK)  # one gradient at a time
     decoder = nnx.merge(graph, params, frozen or {}).decoder.config
     found = {"loss": jnp.sum(losses_K)} | means | {"chance/next_token": jnp.float32(math.log(decoder.vocab_size))}
-    if "contrastive" in means:
-        found |= _of_contrastive(pairs, plan, weights["contrastive"])
-    if "language_matching" in means:
-        found["chance/language_matching"] = _of_matching(pairs, plan, weights["language_matching"])
     shares_K = norms_K / jnp.maximum(jnp.sum(norms_K), jnp.finfo(norms_K.dtype).tiny)
     for name, norm, share in zip(plan.weights, norms_K, shares_K, strict=True):
         found |= {f"gradient/{name}": norm, f"share/{name}": share}
+    return found, pairs, weights
+
+
+def _of_pairs(pairs: steps.Pairs, weights: steps.Metrics, *, plan: steps.Recipe) -> steps.Metrics:
+    """Chance of each pair loss, and cosines at the aligned layer."""
+    found: steps.Metrics = {}
+    if "contrastive" in plan.weights:
+        found |= _of_contrastive(pairs, plan, weights["contrastive"])
+    if "language_matching" in plan.weights:
+        found["chance/language_matching"] = _of_matching(pairs, plan, weights["language_matching"])
     return found
 
 

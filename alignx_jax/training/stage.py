@@ -106,7 +106,7 @@ class Stage:
         self.profiler = profiling.Profiler(profiling.steps(config.profile, self.last), folder / "profile")
         self.all_finite = jax.jit(steps.all_finite)
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
-        self.balance = jax.jit(functools.partial(balance.measure, graph=step.graph, recipe=step.recipe))
+        self.balance = balance.compiled(step.graph, step.recipe)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
         self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
         self.log: metrics.MetricsLog | None = None  # of the first process

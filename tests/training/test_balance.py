@@ -1,7 +1,6 @@
 """How the losses stand to each other, against gradients taken one by one and dense NumPy."""
 
 import dataclasses
-import functools
 import io
 
 import jax
@@ -33,7 +32,7 @@ def weighed(mesh):
     folder = ROOT / "tests/data/reference/gqa_three_languages"
     m, rows = model(folder / "model", mesh, jnp.float32), random_rows(np.random.default_rng(0))
     plan = recipe(2, 4, jnp.float32, objective=ObjectiveConfig(), group_pairs=24, accumulation=2)
-    values = jax.jit(functools.partial(balance.measure, graph=m.graph, recipe=plan))(m.params, rows)
+    values = balance.compiled(m.graph, plan)(m.params, rows)
     first = jax.tree.map(lambda x: jnp.asarray(x)[:4], rows)
     return m, first, dataclasses.replace(plan, accumulation=1), {k: float(v) for k, v in values.items()}
 
