@@ -26,6 +26,9 @@ SAMPLE = ROOT / "configs" / "sample.py"
 GOOD = {"src_lang": "de", "tgt_lang": "en", "src": "Der Hund schläft.", "tgt": "The dog sleeps."}
 
 
+SENTENCES = ["--evaluation.sentences=sample"]
+
+
 def write(file: pathlib.Path, *lines: dict | bytes) -> pathlib.Path:
     """A JSONL file; bytes are lines as they are."""
     encoded = (line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines)
@@ -147,7 +150,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         (["--data.min-target-tokens=0"], ["--data.min-target-tokens=0", "greater than or equal to 1"]),
         (["--data.parallel-weights", "0"], ["--data.parallel-weights", "greater than 0"]),
         (["--run=runs/mk[v2]"], ["--run=runs/mk[v2]", "the path has [", "another --run"]),
-        (["--run="], ["--run=", "at least 1 character"]),
+        (["--run="], ["--run is empty", "a shell variable"]),
         (["--data.cache=README.md/cache"], ["README.md/cache", "can be read and written"]),
         (["--stage=evaluate", "--model=sample", "--evaluation.rows=3"], ["--evaluation.rows=3", "a multiple of 2"]),
         (["--training.steps=0"], ["--training.steps=0", "greater than or equal to 1"]),
@@ -220,7 +223,7 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     def models(*flags: str) -> list[str]:
         seen = []
         monkeypatch.setattr(run, "evaluate", lambda session, paths: seen.extend(paths))
-        run.main([f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", "--stage=evaluate", *flags])
+        run.main([f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", "--stage=evaluate", *flags, *SENTENCES])
         return seen
 
     cache = jax.config.jax_compilation_cache_dir
@@ -230,12 +233,6 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     (tmp_path / "run" / "stage1" / "config.json").write_text(configs.to_json(configs.Config(model="sample")))
     assert models("--compare", "b") == ["sample", str(tmp_path / "run" / "stage1"), "b"]
     jax.config.update("jax_compilation_cache_dir", cache)
-
-
-def test_own_data_take_a_configuration_of_their_own(tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        run.main([f"--run={tmp_path / 'run'}", "--data.parallel=mine.tsv"])
-    assert "--data.parallel is given without --config" in stopped.value.code and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -492,14 +489,6 @@ def test_as_a_command(tmp_path, flags, code, says):
     assert says in done.stderr and "Traceback" not in done.stderr and says not in done.stdout
     assert code == 2 or done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_the_samples_settings_are_for_the_sample(tmp_path):
-    """They are the default; other data without a configuration would be trained with a toy's learning rate."""
-    with pytest.raises(exits.UserError, match=r"--data\.parallel is given without --config.*give --config="):
-        run.parse(["--data.parallel", "my.tsv"])
-    assert run.parse(["--data.parallel", "my.tsv", f"--config={SAMPLE}"]).data.parallel == ("my.tsv",)
-    assert run.parse(["--stage=evaluate", "--data.parallel", "my.tsv"]).data.parallel == ("my.tsv",)
 
 
 def _with_note(error: Exception, note: str) -> Exception:

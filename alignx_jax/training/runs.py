@@ -96,7 +96,10 @@ class Source:
 
     def start(self) -> str:
         """The model that the stage began with: `sample`, or where it is now, if it is there."""
-        return self._moved(self.config().model or "sample")
+        model = self.config().model
+        if model is None:  # whoever wrote it: training names it
+            raise UserError(f"{self.run / 'config.json'}: model: names none, and a stage began with one; mend it")
+        return self._moved(model)
 
     def _moved(self, place: str) -> str:
         """A place that the stage's folder names; of another stage of the run, its place where the run is now."""
