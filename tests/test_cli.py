@@ -19,6 +19,7 @@ from alignx_jax import exits
 from alignx_jax.data import pipeline
 from alignx_jax.training import locks, loop, runs
 from alignx_jax.training import step as steps
+from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMPILED = "a step was to be compiled"
@@ -233,6 +234,33 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     (tmp_path / "run" / "stage1" / "config.json").write_text(configs.to_json(configs.Config(model="sample")))
     assert models("--compare", "b") == ["sample", str(tmp_path / "run" / "stage1"), "b"]
     jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.mark.slow
+def test_stage_2_evaluation_and_export_of_ones_own_data(tmp_path, prepared, monkeypatch, capsys):
+    """As in the README's "Your model, your data": one configuration, a model and data of one's own, and the run."""
+    monkeypatch.chdir(ROOT)
+    processes.tiny_model(tmp_path)
+    lines = ({"text": {"en": f"Dog {n} sleeps.", "de": f"Der Hund {n} schläft."}} for n in range(8))
+    sentences, run_ = write(tmp_path / "sentences.jsonl", *lines), f"--run={tmp_path / 'run'}"
+    (tmp_path / "mine.py").write_text(
+        "from alignx_jax.config import *\n"
+        "config = Config(data=DataConfig(parallel=('not there',), cutoff=256), training=TrainingConfig(rows=8, steps=2))"
+    )
+    pairs = [f"--data.parallel={prepared / 'pairs.jsonl'}", f"--data.cache={prepared / 'cache'}"]
+    mine, mesh = f"--config={tmp_path / 'mine.py'}", "--mesh=2x1"
+    run.main(["--stage=1", mine, mesh, run_, f"--model={tmp_path / 'model'}", *pairs, "--data.validation=8"])
+    capsys.readouterr()
+    run.main(["--stage=2", mine, mesh, run_, f"--data.instructions={prepared / 'answers.jsonl'}"])
+    said = capsys.readouterr().out
+    assert "from stage 1: data.parallel, data.validation, data.cache, objective.contrastive.layer\n" in said
+    few = ["--evaluation.translation.limit=2", "--evaluation.translation.max-tokens=4", "--evaluation.resamples=100"]
+    run.main(["--stage=evaluate", run_, mesh, f"--evaluation.sentences={sentences}", *few])
+    run.main(["--stage=export", run_, mesh])
+    stages = [configs.load(str(tmp_path / "run" / name)) for name in ("stage1", "stage2")]
+    assert stages[1].model == str(tmp_path / "run" / "stage1")
+    assert stages[0].data.parallel == stages[1].data.parallel == (str(prepared / "pairs.jsonl"),)
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -253,6 +254,25 @@ def test_stage_2_without_a_configuration_takes_the_settings_of_stage_1(saved, tm
     )
     assert set(taken) == {"seed", "data.parallel", "data.parallel_weights", "data.row_length", "data.template"}
     assert refused(*flags[:2]).startswith("--data.instructions is not given")
+
+
+def test_the_four_commands_of_the_readme(saved, tmp_path, monkeypatch):
+    """Of "Your model, your data": the pairs of stage 1 are those of stage 2, though its configuration names others."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your model, your data")[1]
+    block = section.split("```bash")[1].split("```")[0].replace("\\\n", " ").replace("runs/mine", f"{tmp_path}/mine")
+    first, second, evaluate, export = (shlex.split(line)[2:] for line in block.strip().splitlines())
+    monkeypatch.chdir(ROOT)
+    stage_1 = parse([*first, "--data.template=mine.json", "--training.rows=8"])
+    pairs = ("/data/opus.de-en", "/data/pairs/", "/data/more.zh-en.tsv")
+    assert (stage_1.model, stage_1.data.parallel) == ("/models/Meta-Llama-3-8B", pairs)
+    saved("mine", "stage1", stage_1)
+    for flags, rows in ((second, 24), ([flag for flag in second if "--config" not in flag], 8)):
+        stage_2 = parse(flags)
+        assert (stage_2.stage, stage_2.model, stage_2.mesh, stage_2.run) == ("2", None, "8x1", f"{tmp_path}/mine")
+        assert stage_2.data == dataclasses.replace(stage_1.data, instructions=("/data/bactrian/",))
+        assert stage_2.training == dataclasses.replace(stage_1.training, rows=rows)  # the file's, or of stage 1
+    assert parse(evaluate).evaluation.sentences == "/data/flores200/devtest/"
+    assert parse(evaluate).data == parse(export).data == stage_1.data
 
 
 def test_sources_that_are_typed_do_not_take_the_weights_of_others(saved, tmp_path):

@@ -308,7 +308,7 @@ def test_copies_in_a_stage_are_named_as_such(tmp_path):
 
 @pytest.mark.parametrize("before", ["runs/x", "/elsewhere/runs/x"])
 def test_a_stage_of_a_run_that_was_moved_begins_with_the_stage_beside_it(tmp_path, before):
-    def start(model: str) -> str:
+    def start(model: str | None) -> str:
         config = dataclasses.replace(CONFIG, run=before, model=model)
         shutil.rmtree(tmp_path / "y" / "stage2", ignore_errors=True)
         runs.claim(tmp_path / "y" / "stage2", config, runs.find("sample"), {})
@@ -319,3 +319,5 @@ def test_a_stage_of_a_run_that_was_moved_begins_with_the_stage_beside_it(tmp_pat
     assert start(f"{before}/stage1") == str(tmp_path / "y" / "stage1")
     assert start("/another/stage1") == "/another/stage1"
     assert start("sample") == "sample"
+    with pytest.raises(UserError, match=r"stage2/config\.json: model: names none, and a stage began with one; mend it"):
+        start(None)
