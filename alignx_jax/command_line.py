@@ -24,7 +24,9 @@ _FROM_BASE = ("prepare", "1", "all", "plan")  # stages that start from a pre-tra
 # Of one start, not of the run: a stage does not take them from the stage before it.
 _OWN = ("stage", "run", "model", "hosts.", "evaluation.", "export.", "plan.", "topology", "compare", "profile")
 _OWN += ("accept_changes", "mesh")
-_WEIGHTS = {"data.parallel_weights": "data.parallel", "data.instruction_weights": "data.instructions"}
+# Settings that say something of another, with which alone they are taken.
+_OF = {"data.parallel_weights": "data.parallel", "data.instruction_weights": "data.instructions"}
+_OF |= {"training.steps": "training.epochs", "lora.alpha": "lora.rank", "lora.targets": "lora.rank"}
 _EXAMPLES = {
     "model": "a Hugging Face folder, such as --model=/models/Meta-Llama-3-8B",
     "data.parallel": "parallel text, such as --data.parallel /data/opus.de-en",
@@ -182,9 +184,9 @@ def _stage_1(run: str) -> Config | None:
 
 
 def _inherited(names: Collection[str], typed: Collection[str]) -> set[str]:
-    """Those of the settings that stage 2 may take from stage 1; weights only together with their sources."""
+    """Those of the settings that stage 2 may take from stage 1."""
     may = {name for name in names if not name.startswith(_OWN) and name not in typed}
-    return {name for name in may if _WEIGHTS.get(name, name) in may}
+    return {name for name in may if _OF.get(name, name) in may}
 
 
 def _needs(config: Config) -> Iterator[str]:

@@ -245,7 +245,7 @@ def test_stage_2_evaluation_and_export_of_ones_own_data(tmp_path, prepared, monk
     sentences, run_ = write(tmp_path / "sentences.jsonl", *lines), f"--run={tmp_path / 'run'}"
     (tmp_path / "mine.py").write_text(
         "from alignx_jax.config import *\n"
-        "config = Config(data=DataConfig(parallel=('not there',), cutoff=256), training=TrainingConfig(rows=8, steps=2))"
+        "config = Config(data=DataConfig(parallel=('none',), cutoff=256), training=TrainingConfig(rows=8, steps=2))"
     )
     pairs = [f"--data.parallel={prepared / 'pairs.jsonl'}", f"--data.cache={prepared / 'cache'}"]
     mine, mesh = f"--config={tmp_path / 'mine.py'}", "--mesh=2x1"

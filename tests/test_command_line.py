@@ -9,7 +9,7 @@ import pytest
 
 from alignx_jax import config_files as configs
 from alignx_jax.command_line import parse
-from alignx_jax.config import Config, DataConfig, HostsConfig, TrainingConfig
+from alignx_jax.config import Config, DataConfig, HostsConfig, LoraConfig, TrainingConfig
 from alignx_jax.exits import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -281,6 +281,17 @@ def test_sources_that_are_typed_do_not_take_the_weights_of_others(saved, tmp_pat
     for flags in (run, [*run, file(tmp_path, "seed=1")]):
         config = parse(flags)
         assert (config.data.parallel, config.data.parallel_weights) == (("mine.tsv",), ())
+
+
+def test_what_is_typed_is_not_undone_by_what_is_taken(saved, tmp_path):
+    """Steps go before epochs, and adapters have settings that are refused without them."""
+    lora = LoraConfig(rank=4, alpha=8.0, targets="q_proj")
+    saved("run", "stage1", dataclasses.replace(STAGE_1, lora=lora, training=TrainingConfig(steps=7, epochs=1.0)))
+    run = ["--stage=2", f"--run={tmp_path / 'run'}", "--data.instructions", "i"]
+    config = parse(run)
+    assert (config.lora, config.training) == (lora, TrainingConfig(steps=7, epochs=1.0))
+    config = parse([*run, "--lora.rank=0", "--training.epochs=3"])
+    assert (config.lora, config.training) == (LoraConfig(), TrainingConfig(epochs=3.0))
 
 
 def test_stage_2_with_a_configuration_takes_what_it_leaves_open_and_the_pairs(saved, tmp_path):
