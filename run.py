@@ -5,7 +5,6 @@ Each stage prints what it loads, shows its progress, and ends with what changed 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -16,10 +15,9 @@ from typing import NoReturn
 import flax
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.sharding import Mesh
 
-from alignx_jax import card, console, exits, hosts, machines, plan_table, sharding, storage, xla_flags
+from alignx_jax import card, command_line, console, exits, hosts, machines, plan_table, sharding, storage, xla_flags
 from alignx_jax import config_files as configs
 from alignx_jax import plan as planning
 from alignx_jax.config import Config
@@ -43,68 +41,14 @@ from alignx_jax.training import (
     wandb_log,
 )
 
-_SAMPLE = pathlib.Path(__file__).parent / "configs" / "sample.py"
 _REMOTE = "gs://: {}; see to it that the bucket is there and may be read and written, and start the same command again"
-
-
-def parse(arguments: list[str]) -> Config:
-    """Flags over a base: --config, or configs/sample.py, or what the models to evaluate or export were trained with."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(arguments)
-    about = (
-        "AlignX in JAX. --config=FILE sets the base: a file of configs/ or the folder of a run; flags go over it. "
-        f"The defaults shown are those of {known.config or 'configs/sample.py, for the embedded sample'}."
-    )
-    if wrong := configs.unknown(rest):
-        console.note(f"run.py: {wrong}")
-        sys.exit(2)
-
-    def over(base: Config) -> Config:
-        return configs.check(tyro.cli(Config, args=rest, default=base, description=about, prog="run.py"))
-
-    if known.config is not None:
-        return over(configs.load(known.config))
-    sample = configs.load(str(_SAMPLE))
-    config = over(sample)
-    if config.stage in ("evaluate", "export"):
-        return over(base_of_models(config, sample))
-    for flag, sources in (("parallel", config.data.parallel), ("instructions", config.data.instructions)):
-        if sources != ("sample",):
-            raise UserError(
-                f"--data.{flag} is given without --config, whose default, configs/sample.py, has settings for the "
-                "embedded sample alone; give --config=configs/llama2_7b_opus100.py (published settings) or your own"
-            )
-    return config
-
-
-def base_of_models(asked: Config, sample: Config) -> Config:
-    """The base of `evaluate` and `export` without --config.
-
-    Template, row length and precision are those that the models were trained with: of the newest stage of --run, or
-    with --model of the first run among the models. What is measured is as `Config` has it; the settings of `sample`,
-    for sentences of a few words, are for runs on the embedded sample and for its model alone.
-    """
-    if asked.model is None:
-        folders = [storage.path(asked.run) / name for name in reversed(STAGES)]
-    else:
-        given = [storage.path(path) for path in (asked.model, *asked.compare) if path != "sample"]
-        folders = [folder for folder in given if (folder / "huggingface").is_dir()]
-    stage = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if stage is None:
-        return sample if asked.model is None or not given else Config()
-    trained = configs.load(str(stage))
-    base = sample if trained.data.parallel == trained.data.instructions == ("sample",) else Config()
-    data = dataclasses.replace(trained.data, cache=base.data.cache)  # a folder of this machine
-    run = asked.run if asked.model is None else base.run
-    return dataclasses.replace(base, run=run, data=data, training=trained.training)
 
 
 def prepare(session: Session) -> None:
     """Both stages' data into the cache, and a report on what is in them."""
     found: dict[tuple[str, str], Examples] = {}
     for stage in ("1", "2"):
-        source = session.source(session.config.model or "sample")
+        source = session.source(session.config.model)
         session.console.rule(f"prepare stage {stage}", align="left")
         session.show_source(source)
         source.check()
@@ -219,7 +163,7 @@ def stage_2_start(session: Session) -> str:
     if session.config.model:
         return session.config.model
     if not (session.run / "stage1" / "config.json").is_file():
-        raise UserError(f"stage 2 starts from stage 1, which {session.run} does not have; run it, or give --model")
+        raise command_line.no_stage_1(session.run)
     return str(session.run / "stage1")
 
 
@@ -320,7 +264,7 @@ def export(session: Session) -> None:
 def plan(session: Session, on: machines.Machine) -> None:
     """The step compiled for a machine that need not be there; plan.json in the run's folder."""
     config = session.config
-    source = session.source(config.model or config.plan.shapes or "sample")
+    source = session.source(config.model or config.plan.shapes)
     session.console.rule("plan", align="left")
     session.show_source(source)
     decoder = source.decoder_config()
@@ -346,7 +290,10 @@ def plan(session: Session, on: machines.Machine) -> None:
     durable.write(path, json.dumps(results, indent=1) + "\n")
     session.line("results", str(path))
     if on.topology == "cpu" and config.model and (source.run or any(source.huggingface.glob("*.safetensors"))):
-        weigh(session, source)
+        if config.data.parallel:
+            weigh(session, source)
+        else:
+            session.line("losses", "not weighed against each other, for which --data.parallel is needed")
 
 
 def weigh(session: Session, source: runs.Source) -> None:
@@ -367,7 +314,7 @@ def weigh(session: Session, source: runs.Source) -> None:
 def everything(session: Session) -> None:
     """The whole demonstration: every stage, and a control run without the two losses of AlignX."""
     config = session.config
-    base = config.model or "sample"
+    base = config.model
     prepare(session)
     train(session, "1", "stage1", base)
     config = dataclasses.replace(config, objective=configs.load(str(session.run / "stage1")).objective)  # no `auto`
@@ -432,7 +379,8 @@ def main(arguments: list[str]) -> None:
 
 
 def start(arguments: list[str], stop: stopping.Stop) -> None:
-    config = parse(arguments)
+    inherited: list[str] = []
+    config = command_line.parse(arguments, inherited.extend)
     xla_flags.apply()
     if config.stage == "plan":
         on = machines.find(config)
@@ -454,8 +402,10 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
             case "prepare":
                 prepare(session)
             case "1":
-                train(session, "1", "stage1", config.model or "sample")
+                train(session, "1", "stage1", config.model)
             case "2":
+                if inherited:
+                    session.line("from stage 1:", ", ".join(name.replace("_", "-") for name in inherited))
                 train(session, "2", "stage2", stage_2_start(session))
             case "evaluate":
                 evaluate(session, models_of(session))

@@ -30,7 +30,7 @@ class DataConfig:
 
     __pydantic_config__ = _STRICT
 
-    parallel: tuple[str, ...] = ("sample",)
+    parallel: tuple[str, ...] = ()
     """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), a published
     pair such as `opus100/de-en`, `sample`."""
     parallel_weights: tuple[_Positive, ...] = ()
@@ -40,7 +40,7 @@ class DataConfig:
     all: 1 as they are, 5 flatter, 100 nearly the same of each."""
     pairs: Literal["pivot", "all"] = "pivot"
     """Pairs made of a multi-way line: each language with English, or every two languages."""
-    instructions: tuple[str, ...] = ("sample",)
+    instructions: tuple[str, ...] = ()
     """Alpaca-style instructions or chats for stage 2: JSON or JSONL files (.gz too), Parquet, folders of them, a
     published language such as `bactrian_x/de`, or `sample`."""
     instruction_weights: tuple[_Positive, ...] = ()
@@ -247,7 +247,7 @@ class EvaluationConfig:
 
     __pydantic_config__ = _STRICT
 
-    sentences: str = "sample"
+    sentences: str | None = None
     """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, `flores200:dev`,
     `flores200:devtest` (101 too), `ntrex128:test`, or `sample` (held out)."""
     languages: tuple[str, ...] = ()
@@ -333,8 +333,9 @@ class Config:
     run: _Path = "runs/default"
     """Folder of this run; each stage writes its own folder inside."""
     model: str | None = None
-    """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 1 starts from
-    `sample`, stage 2 from stage 1 of this run; evaluate takes all stages of the run, export its last."""
+    """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 2 starts from
+    stage 1 of this run, evaluate takes all stages of the run, export its last; the model in a file of --config is not
+    for these three."""
     compare: tuple[str, ...] = ()
     """Models that evaluate compares `model` with (the first is the baseline), or puts beside the stages of the run."""
     accept_changes: bool = False

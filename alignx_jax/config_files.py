@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pydantic
 
@@ -19,6 +19,7 @@ from alignx_jax.config import Config
 from alignx_jax.exits import UserError
 
 _REMOTE = ("run", "model", "compare", "export.to")  # may be gs://
+_STAGES = ("stage1", "control", "stage2")  # folders of a run
 _PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")  # of an address such as https://user:password@host/
 
 
@@ -56,6 +57,12 @@ def unknown(arguments: Sequence[str]) -> str | None:
     return None
 
 
+def typed(arguments: Sequence[str]) -> set[str]:
+    """The settings, by name, that are among the flags."""
+    given = {one.partition("=")[0].removeprefix("--").replace("-", "_") for one in arguments if one.startswith("--")}
+    return {name for name in flat(Config()) if {name, _negated(name).replace("-", "_")} & given}
+
+
 def _negated(name: str) -> str:
     """As tyro has it: `--no-accept-changes`."""
     group, dot, last = name.rpartition(".")
@@ -86,6 +93,23 @@ def from_json(text: str | bytes, where: str) -> Config:
         raise UserError(f"{where}: {field}: {first['msg']}; mend it, or give another") from None
 
 
+def with_values(config: Config, values: Mapping[str, object]) -> Config:
+    """`config` with other values of some settings, by name and as `flat` has them."""
+    tree = json.loads(to_json(config))
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, tree)[last] = value
+    return from_json(json.dumps(tree), "the configuration")
+
+
+def check_text(flag: str, text: str) -> None:
+    """Refuses the text of a flag where it is empty, as that of a shell variable is that is not set."""
+    if not text.strip():
+        raise UserError(
+            f"--{flag} is empty; give a value, or leave the flag out (a shell variable that is not set is empty)"
+        )
+
+
 def check(config: Config) -> Config:
     """`config`, if every value is in its field's range; neither flags nor files of `configs/` are checked before.
 
@@ -95,6 +119,7 @@ def check(config: Config) -> Config:
     """
     values = dataclasses.asdict(config)
     for flag, text in _texts(values):
+        check_text(flag, text)
         if _PASSWORD.search(text):
             raise UserError(f"--{flag}: holds a password, which the run's folder would keep; leave it out")
         if re.match(r"\w+://", text) and not (flag in _REMOTE and re.match("gs://[^/]", text)):
@@ -133,15 +158,22 @@ def _texts(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield flag, text
 
 
-def load(path: str) -> Config:
-    """A configuration from a Python file with `config = Config(...)`, a saved `config.json`, or a run's folder.
+def load(path: str, stage: str = "1") -> Config:
+    """A configuration: a Python file with `config = Config(...)`, a saved `config.json`, a stage's folder or a run's.
 
     Only the Python file that `path` itself names is run; of a folder its config.json is read.
+
+    Args:
+      stage: where `path` is a run, what the settings are for: 2 takes those of its newest stage, others of its first.
 
     Raises:
       UserError: no such file, one that cannot be run, no `config` in it, or a bad field.
     """
     file = storage.path(path)
+    if file.is_dir() and not (file / "config.json").is_file():
+        names = ("stage2", "stage1") if stage == "2" else _STAGES
+        if within := [name for name in names if (file / name / "config.json").is_file()]:
+            return dataclasses.replace(load(str(file / within[0])), run=path)
     if file.is_dir():
         file = file / "config.json"
     if not file.is_file():

@@ -2,7 +2,7 @@
 
     python run.py --config=configs/llama2_7b_opus100.py --stage=1 --model=path/to/Llama-2-7b-hf
     python run.py --config=configs/llama2_7b_opus100.py --stage=2
-    python run.py --config=configs/llama2_7b_opus100.py --stage=evaluate
+    python run.py --config=configs/llama2_7b_opus100.py --stage=evaluate --evaluation.sentences=flores200:devtest
 
 Machine: one host with 8 accelerators of 80 GB. Weights, gradients and both moments are float32, 16 bytes a parameter:
 13.5 GB a device before activations. It has not been run at this size. Expect what the sample shows in small: falling

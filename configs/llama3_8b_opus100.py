@@ -2,7 +2,7 @@
 
     python run.py --config=configs/llama3_8b_opus100.py --stage=1 --model=path/to/Meta-Llama-3-8B
     python run.py --config=configs/llama3_8b_opus100.py --stage=2
-    python run.py --config=configs/llama3_8b_opus100.py --stage=evaluate
+    python run.py --config=configs/llama3_8b_opus100.py --stage=evaluate --evaluation.sentences=flores200:devtest
 
 Machine: one host with 8 accelerators of 80 GB; weights, gradients and both moments are 16.1 GB a device before
 activations. It has not been run at this size. What to expect, which data to provide and what is published: as in

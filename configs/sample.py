@@ -11,7 +11,10 @@ from alignx_jax.config import Config, DataConfig, EvaluationConfig, OptimizerCon
 
 config = Config(
     run="runs/sample",
+    model="sample",
     data=DataConfig(
+        parallel=("sample",),
+        instructions=("sample",),
         template="sample",
         cutoff=128,
         row_length=256,
@@ -23,5 +26,5 @@ config = Config(
     training=TrainingConfig(
         rows=16, epochs=1.0, compute_dtype="float32", remat="attention", validate_every=50, save_every=50
     ),
-    evaluation=EvaluationConfig(translation=TranslationConfig(limit=20, max_tokens=48)),
+    evaluation=EvaluationConfig(sentences="sample", translation=TranslationConfig(limit=20, max_tokens=48)),
 )

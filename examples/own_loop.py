@@ -9,7 +9,7 @@ import alignx_jax
 def train(config: alignx_jax.Config, to: str) -> list[dict[str, float]]:
     """Stage 1 of `config`, without checkpoints or validation; gives every step's metrics."""
     alignx_jax.prepare_devices(config.mesh)  # before JAX is used: a CPU host simulates them
-    mesh, source = alignx_jax.make_mesh(config.mesh), alignx_jax.find(config.model or "sample")
+    mesh, source = alignx_jax.make_mesh(config.mesh), alignx_jax.find(config.model)
     rows = jax.NamedSharding(mesh, jax.P(mesh.axis_names[:-1]))  # over all axes but the model's
     history = []
     with jax.set_mesh(mesh):

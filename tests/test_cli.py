@@ -19,11 +19,15 @@ from alignx_jax import exits
 from alignx_jax.data import pipeline
 from alignx_jax.training import lineage, locks, loop, runs
 from alignx_jax.training import step as steps
+from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMPILED = "a step was to be compiled"
 SAMPLE = ROOT / "configs" / "sample.py"
 GOOD = {"src_lang": "de", "tgt_lang": "en", "src": "Der Hund schläft.", "tgt": "The dog sleeps."}
+
+
+SENTENCES = ["--evaluation.sentences=sample"]
 
 
 def write(file: pathlib.Path, *lines: dict | bytes) -> pathlib.Path:
@@ -147,7 +151,7 @@ def spoil_weights(model: pathlib.Path, change) -> None:
         (["--data.min-target-tokens=0"], ["--data.min-target-tokens=0", "greater than or equal to 1"]),
         (["--data.parallel-weights", "0"], ["--data.parallel-weights", "greater than 0"]),
         (["--run=runs/mk[v2]"], ["--run=runs/mk[v2]", "the path has [", "another --run"]),
-        (["--run="], ["--run=", "at least 1 character"]),
+        (["--run="], ["--run is empty", "a shell variable"]),
         (["--data.cache=README.md/cache"], ["README.md/cache", "can be read and written"]),
         (["--stage=evaluate", "--model=sample", "--evaluation.rows=3"], ["--evaluation.rows=3", "a multiple of 2"]),
         (["--training.steps=0"], ["--training.steps=0", "greater than or equal to 1"]),
@@ -220,7 +224,7 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     def models(*flags: str) -> list[str]:
         seen = []
         monkeypatch.setattr(run, "evaluate", lambda session, paths: seen.extend(paths))
-        run.main([f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", "--stage=evaluate", *flags])
+        run.main([f"--run={tmp_path / 'run'}", f"--data.cache={tmp_path}", "--stage=evaluate", *flags, *SENTENCES])
         return seen
 
     cache = jax.config.jax_compilation_cache_dir
@@ -234,10 +238,31 @@ def test_which_model_is_the_baseline(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def test_own_data_take_a_configuration_of_their_own(tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        run.main([f"--run={tmp_path / 'run'}", "--data.parallel=mine.tsv"])
-    assert "--data.parallel is given without --config" in stopped.value.code and not (tmp_path / "run").exists()
+@pytest.mark.slow
+def test_stage_2_evaluation_and_export_of_ones_own_data(tmp_path, prepared, monkeypatch, capsys):
+    """As in the README's "Your model, your data": one configuration, a model and data of one's own, and the run."""
+    monkeypatch.chdir(ROOT)
+    processes.tiny_model(tmp_path)
+    lines = ({"text": {"en": f"Dog {n} sleeps.", "de": f"Der Hund {n} schläft."}} for n in range(8))
+    sentences, run_ = write(tmp_path / "sentences.jsonl", *lines), f"--run={tmp_path / 'run'}"
+    (tmp_path / "mine.py").write_text(
+        "from alignx_jax.config import *\n"
+        "config = Config(data=DataConfig(parallel=('none',), cutoff=256), training=TrainingConfig(rows=8, steps=2))"
+    )
+    pairs = [f"--data.parallel={prepared / 'pairs.jsonl'}", f"--data.cache={prepared / 'cache'}"]
+    mine, mesh = f"--config={tmp_path / 'mine.py'}", "--mesh=2x1"
+    run.main(["--stage=1", mine, mesh, run_, f"--model={tmp_path / 'model'}", *pairs, "--data.validation=8"])
+    capsys.readouterr()
+    run.main(["--stage=2", mine, mesh, run_, f"--data.instructions={prepared / 'answers.jsonl'}"])
+    said = capsys.readouterr().out
+    assert "from stage 1: data.parallel, data.validation, data.cache, objective.contrastive.layer\n" in said
+    few = ["--evaluation.translation.limit=2", "--evaluation.translation.max-tokens=4", "--evaluation.resamples=100"]
+    run.main(["--stage=evaluate", run_, mesh, f"--evaluation.sentences={sentences}", *few])
+    run.main(["--stage=export", run_, mesh])
+    stages = [configs.load(str(tmp_path / "run" / name)) for name in ("stage1", "stage2")]
+    assert stages[1].model == str(tmp_path / "run" / "stage1")
+    assert stages[0].data.parallel == stages[1].data.parallel == (str(prepared / "pairs.jsonl"),)
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -495,14 +520,6 @@ def test_as_a_command(tmp_path, flags, code, says):
     assert says in done.stderr and "Traceback" not in done.stderr and says not in done.stdout
     assert code == 2 or done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_the_samples_settings_are_for_the_sample(tmp_path):
-    """They are the default; other data without a configuration would be trained with a toy's learning rate."""
-    with pytest.raises(exits.UserError, match=r"--data\.parallel is given without --config.*give --config="):
-        run.parse(["--data.parallel", "my.tsv"])
-    assert run.parse(["--data.parallel", "my.tsv", f"--config={SAMPLE}"]).data.parallel == ("my.tsv",)
-    assert run.parse(["--stage=evaluate", "--data.parallel", "my.tsv"]).data.parallel == ("my.tsv",)
 
 
 def _with_note(error: Exception, note: str) -> Exception:

@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-import run
 from alignx_jax import config_files as configs
 from alignx_jax.config import (
     Config,
@@ -204,94 +203,3 @@ def test_of_a_folder_only_its_json_is_read(tmp_path):
 def test_a_folder_without_a_configuration(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         configs.load(str(tmp_path))
-
-
-def test_the_folder_of_a_run_gives_back_what_was_saved(tmp_path, changed):
-    (tmp_path / "config.json").write_text(configs.to_json(changed) + "\n")
-    for path in (tmp_path, tmp_path / "config.json"):
-        assert configs.load(str(path)) == changed
-        assert run.parse([f"--config={path}"]) == changed
-        again = run.parse([f"--config={path}", "--training.rows=8", "--model=None", "--data.parallel", "c"])
-        assert (again.training.rows, again.model, again.data.parallel) == (8, None, ("c",))
-        assert again.objective == changed.objective and again.export == changed.export
-
-
-def test_the_sample_is_the_default():
-    assert run.parse([]) == SAMPLE
-    for stage in ("evaluate", "export"):
-        for flags in ([], ["--model=sample"], ["--run=there is none"]):
-            base = dataclasses.replace(SAMPLE, stage=stage, model="sample" if "--model=sample" in flags else None)
-            found = run.parse([f"--stage={stage}", *flags])
-            assert dataclasses.replace(found, run=SAMPLE.run) == base
-
-
-@pytest.fixture
-def trained(tmp_path):
-    """A function that makes a stage's folder of a run."""
-
-    def trained(run: str, stage: str, **data) -> pathlib.Path:
-        folder = tmp_path / run / stage
-        (folder / "huggingface").mkdir(parents=True)
-        settings = SAMPLE if not data.get("parallel") else Config()
-        config = dataclasses.replace(
-            settings,
-            stage=stage[-1],
-            model="a model",
-            mesh="8x1",
-            run="elsewhere",
-            data=dataclasses.replace(settings.data, cache="gone", **data),
-            evaluation=dataclasses.replace(SAMPLE.evaluation, limit=7),
-            training=dataclasses.replace(SAMPLE.training, compute_dtype="float32"),
-        )
-        (folder / "config.json").write_text(configs.to_json(config))
-        return folder
-
-    return trained
-
-
-def test_a_run_is_evaluated_with_what_it_was_trained_with(trained, tmp_path):
-    stage_1 = trained("a", "stage1", parallel=("mine.tsv",), template="early.json")
-    trained("a", "stage2", parallel=("mine.tsv",), template="late.json", row_length=2048, cutoff=1024)
-    ours, sample = trained("b", "stage1", parallel=("b.tsv",)), trained("c", "stage1", template="alpaca", cutoff=99)
-    for stage in ("evaluate", "export"):
-        found = run.parse([f"--stage={stage}", f"--run={tmp_path / 'a'}", "--evaluation.rows=8"])
-        assert (found.data.template, found.data.row_length, found.data.cutoff) == ("late.json", 2048, 1024)
-        assert found.training.compute_dtype == "float32"
-        assert found.evaluation == dataclasses.replace(Config().evaluation, rows=8)  # not what the run has saved
-        assert (found.run, found.model, found.mesh, found.stage) == (str(tmp_path / "a"), None, "1x1", stage)
-        assert found.data.cache == Config().data.cache
-
-    def of(*flags):
-        return run.parse(["--stage=evaluate", *map(str, flags)])
-
-    # With --model, --run only names the folder of the report.
-    assert of(f"--model={stage_1}", f"--run={tmp_path / 'a'}").data.template == "early.json"
-    assert of("--model=sample", "--compare", "a folder", ours, stage_1).data.parallel == ("b.tsv",)
-    assert of(f"--run={tmp_path / 'a'}", "--data.template=other.json").data.template == "other.json"
-    assert of(f"--run={tmp_path / 'a'}", f"--config={ROOT / 'configs' / 'sample.py'}").data == SAMPLE.data
-    # A run on the embedded sample: its sentences are those that the sample's settings are for.
-    found = of(f"--run={tmp_path / 'c'}")
-    assert (found.data.template, found.data.cutoff, found.evaluation) == ("alpaca", 99, SAMPLE.evaluation)
-    assert of(f"--model={sample}").run == SAMPLE.run
-
-
-def test_a_model_that_was_not_trained_here_is_evaluated_with_the_defaults():
-    for flags in (["--model=a folder"], ["--model=sample", "--compare", "a folder"]):
-        found = run.parse(["--stage=evaluate", *flags])
-        assert dataclasses.replace(found, stage="1", model=None, compare=()) == Config()
-
-
-def test_help_explains_every_field(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run.parse(["--help"])
-    assert stopped.value.code == 0
-    entries, name = {}, None  # of each flag, what follows until the next flag: explanation, then default
-    for line in capsys.readouterr().out.splitlines():
-        if flag := re.match(r"\W*--([a-z][\w.-]*)[ ,]", line):
-            name = flag[1].replace("-", "_")
-            entries[name] = ""
-        elif name:
-            entries[name] += line.strip("│| ")
-    assert set(entries) == set(FIELDS)
-    unexplained = [name for name, text in entries.items() if not text.partition("(default:")[0]]
-    assert not unexplained, f"no docstring below: {unexplained}"

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-import run
+from alignx_jax import command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -54,7 +54,7 @@ def test_the_jobset_runs_a_command_of_the_program_on_all_its_chips():
     pod = job["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     home = f"--config={ROOT}/configs"
-    config = run.parse([flag.replace("--config=/opt/alignx_jax/configs", home) for flag in container["args"]])
+    config = command_line.parse([flag.replace("--config=/opt/alignx_jax/configs", home) for flag in container["args"]])
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     hosts, chips = job["template"]["spec"]["completions"], container["resources"]["limits"]["google.com/tpu"]
     assert config.mesh == f"{rows * columns}x1" and hosts * chips == rows * columns

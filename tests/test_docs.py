@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-import run
+from alignx_jax import command_line
 from alignx_jax.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def test_commands_are_understood(file, monkeypatch):
     for arguments in commands(file.read_text(encoding="utf-8")):
         if arguments != ["--help"]:
             mended = [YOURS.sub("configs/llama3_8b_opus100.py", one) for one in arguments if one != "..."]
-            run.parse([one.replace("/opt/alignx_jax/", "").replace("$i", "0") for one in mended])
+            command_line.parse([one.replace("/opt/alignx_jax/", "").replace("$i", "0") for one in mended])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

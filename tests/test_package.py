@@ -18,7 +18,8 @@ from alignx_jax.evaluation import harness, report
 assert "installed" in alignx_jax.__file__, alignx_jax.__file__
 source = alignx_jax.find("sample")
 tokenizer = alignx_jax.load_tokenizer(source.huggingface)
-data = alignx_jax.Config().data.__class__(template="sample", limit=20, cache="cache")
+sources = {"parallel": ("sample",), "instructions": ("sample",)}
+data = alignx_jax.Config().data.__class__(template="sample", limit=20, cache="cache", **sources)
 for stage in ("1", "2"):
     print(stage, alignx_jax.build_data(alignx_jax.Config(data=data), stage, tokenizer).train.num_examples)
 prompts.load("alpaca")

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import run
-from alignx_jax import chips, hlo, hlo_cost, machines, plan, plan_table, sharding
+from alignx_jax import chips, command_line, hlo, hlo_cost, machines, plan, plan_table, sharding
 from alignx_jax import config_files as configs
 from alignx_jax.config import (
     Config,
@@ -286,13 +286,14 @@ def test_the_table_of_a_search_shows_all_that_varies():
 
 def test_flags_of_a_plan_are_flags_of_the_program():
     best = a_plan(settings("4x2", accumulation=2, remat="none"), True)
-    parsed = run.parse(["--stage=plan", "--topology=cpu", *plan.flags(best.settings).split()])
+    parsed = command_line.parse(["--stage=plan", "--topology=cpu", *plan.flags(best.settings).split()])
     assert a_plan(parsed, True).settings == best.settings
 
 
 def test_the_program_plans_the_sample_on_this_host(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "compile_step", lambda *args: (no_memory, 0, 1.0))
     no_memory = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 16.61G of 15.75G"
+    monkeypatch.setattr(run, "weigh", lambda session, source: None)
     run.main(["--stage=plan", "--topology=cpu", "--mesh=8x1", f"--run={tmp_path}"])
     shown = capsys.readouterr().out
     assert "sample: llama" in shown and "16.61G" in shown
@@ -304,10 +305,16 @@ def test_the_program_plans_the_sample_on_this_host(tmp_path, capsys, monkeypatch
 def test_where_weights_are_there_the_losses_are_weighed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "compile_step", lambda *args: ("no memory", 0, 1.0))
     small = ["--data.limit=60", "--data.validation=20", "--training.rows=2", f"--data.cache={tmp_path / 'cache'}"]
-    run.main(["--stage=plan", "--topology=cpu", "--model=sample", f"--run={tmp_path / 'run'}", *small])
+    run.main(["--stage=plan", "--topology=cpu", f"--run={tmp_path / 'run'}", *small])
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("next-token", "contrastive", "matching", "mean cosine of translations"))
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["plan.json"]
+
+
+def test_without_pairs_the_losses_are_not_weighed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "compile_step", lambda *args: ("no memory", 0, 1.0))
+    run.main(["--stage=plan", "--topology=cpu", f"--model={runs.SAMPLE_MODEL}", f"--run={tmp_path}"])
+    assert "not weighed against each other, for which --data.parallel is needed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["llama3_8b_opus100", "llama2_7b_opus100"])

@@ -154,7 +154,8 @@ def _config_text(config: Config) -> str:
         instructions=tuple(corpora.place("instructions", source) for source in config.data.instructions),
         template=prompts.place(config.data.template),
     )
-    return to_json(dataclasses.replace(config, data=data, accept_changes=False)) + "\n"
+    model = config.model if config.model in (None, "sample") else str(storage.absolute(storage.path(config.model)))
+    return to_json(dataclasses.replace(config, model=model, data=data, accept_changes=False)) + "\n"
 
 
 def set_aside(folder: storage.Path, what: str) -> storage.Path:

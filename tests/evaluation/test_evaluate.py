@@ -52,6 +52,7 @@ def config(choices) -> Config:
         data=DataConfig(template="sample", row_length=64),
         training=TrainingConfig(compute_dtype="float32"),
         evaluation=EvaluationConfig(
+            sentences="sample",
             languages=CODES,
             limit=12,
             rows=4,

@@ -49,7 +49,7 @@ def test_translations_end_where_the_model_ends_its_turns(monkeypatch, tmp_path):
 
     folder = shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": [77, 5]}')
-    config = Config(evaluation=EvaluationConfig(languages=("de",)))
+    config = Config(evaluation=EvaluationConfig(sentences="sample", languages=("de",)))
     material = evaluate.check(config)
     monkeypatch.setattr(translation, "translate", translate)
     monkeypatch.setattr(scoring, "perplexity", lambda *_, **options: {})

@@ -86,8 +86,9 @@ def test_the_same_elsewhere_is_the_same(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, run="runs/a", model="model", data=data)
     folder = tmp_path / "runs/a/stage1"
     folders.claim(folder, config, runs.find("model"), of(folder, start="model"))
-    saved = from_json((folder / "config.json").read_text(), "").data
-    assert saved.parallel == (f"{tmp_path}/pairs.jsonl",) and saved.template == str(template)
+    saved = from_json((folder / "config.json").read_text(), "")
+    assert saved.model == str(model) and saved.data.template == str(template)
+    assert saved.data.parallel == (f"{tmp_path}/pairs.jsonl",)
 
     moved = pathlib.Path(shutil.move(tmp_path / "runs/a", tmp_path / "b")) / "stage1"
     shutil.move(model, tmp_path / "elsewhere")
