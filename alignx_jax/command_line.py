@@ -18,6 +18,7 @@ from alignx_jax import console, storage
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
 from alignx_jax.session import STAGES
+from alignx_jax.training import lineage
 
 _SAMPLE = pathlib.Path(__file__).parent.parent / "configs" / "sample.py"
 _FROM_BASE = ("prepare", "1", "all", "plan")  # stages that start from a pre-trained model
@@ -88,7 +89,7 @@ def _with_file(path: str, stage: str | None, over: _Over, typed: Collection[str]
     base = configs.load(path, stage or "1")
     saved = not path.endswith(".py")
     if saved:  # of the start that wrote it
-        base = dataclasses.replace(base, hosts=Config.hosts, profile=None)
+        base = dataclasses.replace(base, hosts=Config.hosts, profile=None, model=_begun_with(path, base))
     stage = stage or base.stage
     base = dataclasses.replace(base, model=_model(base, stage, path, typed))
     config = over(base)
@@ -175,6 +176,17 @@ def _model(base: Config, stage: str, path: str, typed: Collection[str]) -> str |
         places = (beside, storage.path(base.model))
         return next((configs.load(str(x)).model for x in places if (x / "huggingface").is_dir()), base.model)
     return None
+
+
+def _begun_with(path: str, base: Config) -> str | None:
+    """The model that a saved stage began with, where that is now."""
+    given = storage.path(path)
+    folder = given.parent if given.suffix == ".json" else given
+    places = (folder, *(folder / name for name in STAGES))
+    for place in places:
+        if (place / lineage.FILE).is_file() and configs.load(str(place)).stage == base.stage:
+            return lineage.resolve(lineage.read(place).start.model, place)
+    return base.model
 
 
 def _stage_1(run: str) -> Config | None:

@@ -11,6 +11,7 @@ from alignx_jax import config_files as configs
 from alignx_jax.command_line import parse
 from alignx_jax.config import Config, DataConfig, HostsConfig, LoraConfig, TrainingConfig
 from alignx_jax.exits import UserError
+from alignx_jax.training import lineage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLE = configs.load(str(ROOT / "configs" / "sample.py"))
@@ -367,6 +368,11 @@ def test_the_folder_of_a_run_is_a_base(saved, tmp_path):
     run.rename(tmp_path / "moved")
     for path in (tmp_path / "moved" / "stage2", tmp_path / "moved"):
         assert parse([f"--config={path}", "--stage=1", "--run=new"]).model == "models/base"
+        assert parse([f"--config={path}", "--stage=2"]).model == str(run / "stage1"), "no record"
+    begun = lineage.Lineage(lineage.Origin("../stage1", "abc"), ())
+    (tmp_path / "moved" / "stage2" / lineage.FILE).write_text(lineage.text(begun))
+    for path in (tmp_path / "moved" / "stage2" / "config.json", tmp_path / "moved" / "stage2", tmp_path / "moved"):
+        assert parse([f"--config={path}", "--stage=2"]).model == f"{tmp_path}/moved/stage1"
 
 
 def test_help_explains_every_field(capsys):
