@@ -165,9 +165,9 @@ def test_what_is_read_from_it_and_written_to_it(bucket, local, remote):
             assert ours == expected
     bucket.succeed(1, remote, "--stage=2", f"--config={remote}/stage1", f"--model={remote}/stage1")
     bucket.succeed(1, remote, "--stage=evaluate", f"--compare={remote}/stage1", f"--model={remote}/stage2")
-    results = json.loads(bucket.read("run/evaluation.json"))
+    results = json.loads(bucket.read("run/evaluation/sample/evaluation.json"))
     assert [model["path"] for model in results["models"]] == [f"{remote}/stage1", f"{remote}/stage2"]
-    assert b"<html" in bucket.read("run/report.html")
+    assert b"<html" in bucket.read("run/evaluation/sample/report.html")
     assert sum("tfevents" in name for name in bucket.names("run/evaluation")) == 3
     (again,) = processes.finish(bucket.start(1, remote, "--stage=export", "--export.to=gs://bucket/hf/exported"))
     assert again[0] == exits.USER and "gs://bucket/hf/exported exists already" in again[2]

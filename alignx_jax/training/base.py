@@ -5,14 +5,21 @@ Checkpoints of such a stage hold the adapters alone; its folder has `base.json` 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
-from alignx_jax import storage
+from alignx_jax import saved, storage
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.decoder import Decoder
 
 FILE = "base.json"
+
+
+@dataclasses.dataclass
+class _Base:
+    model: str
+    fingerprint: str
 
 
 def record(model: str, decoder: Decoder) -> str:
@@ -44,8 +51,4 @@ def check(folder: storage.Path, decoder: Decoder) -> None:
 
 
 def _read(folder: storage.Path) -> dict[str, str]:
-    try:
-        known = json.loads((folder / FILE).read_bytes())
-        return {key: str(known[key]) for key in ("model", "fingerprint")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / FILE} is damaged ({error}); restore it, or give another --run") from None
+    return saved.read(folder / FILE, _Base, "restore it, or give another --run")
