@@ -31,12 +31,12 @@ from alignx_jax.training import (
     balance,
     checkpoints,
     durable,
-    folders,
     lineage,
     locks,
     loop,
     progress,
     runs,
+    stage_folder,
     stopping,
     wandb_log,
 )
@@ -126,7 +126,7 @@ def make_anew(session: Session, folder: storage.Path, start: runs.Source) -> Non
 
 
 def set_aside(session: Session, folder: storage.Path, what: str) -> None:
-    kept = hosts.share("aside", str(folders.set_aside(folder, what)) if hosts.is_first() else None)
+    kept = hosts.share("aside", str(stage_folder.set_aside(folder, what)) if hosts.is_first() else None)
     session.line("anew", f"{what}: it is kept as {kept}, and made anew")
 
 
@@ -168,8 +168,8 @@ def stage_2_start(session: Session) -> str:
 
 
 def evaluate(session: Session, models: list[str]) -> None:
-    """Every measure of every model: tables, and evaluation.json, report.html and TensorBoard in the run's folder."""
-    from alignx_jax.evaluation import report  # matplotlib, a fifth of what a start of any stage imports
+    """Every measure of every model: tables, and a folder with evaluation.json, report.html and TensorBoard's events."""
+    from alignx_jax.evaluation import folders, report  # matplotlib, a fifth of what a start of any stage imports
 
     session.stop.check()
     config = session.config
@@ -196,23 +196,29 @@ def evaluate(session: Session, models: list[str]) -> None:
     known = evaluation.notes(config, material, subjects)
     for note in known:
         session.line("note", note)
-    with session.bars() as advance:
-        results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
-    results["command"] = session.command
+    folder = folders.place(session.run, config.evaluation)
+
+    def fill(partial: pathlib.Path) -> None:
+        report.write(results, partial)
+        report.to_tensorboard(results, partial / "tensorboard")
 
     def write() -> None:
-        storage.make(session.run)
-        path = session.run / "evaluation.json"
-        durable.write(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        page = report.write(results, session.run)
-        report.to_tensorboard(results, session.run / "evaluation")
+        earlier = folders.write(results, folder, fill)
         session.console.print(report.terminal_table(results))
         for what, text in report.terminal_notes(results):
             if text not in known:
                 session.line(what, text)
-        session.line("results", f"{path}, {page}; tensorboard --logdir {session.run}")
+        if earlier:
+            session.line("note", f"{folder} held another evaluation, which is {earlier} now (--evaluation.name)")
+        session.line(
+            "results", f"{folder / folders.FILE}, {folder / 'report.html'}; tensorboard --logdir {session.run}"
+        )
 
-    hosts.first("results", write)
+    with locks.hold(folder, "--evaluation.name"):
+        with session.bars() as advance:
+            results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
+        results["command"] = session.command
+        hosts.first("results", write)
 
 
 def models_of(session: Session) -> list[str]:

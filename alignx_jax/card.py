@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from alignx_jax import storage
+from alignx_jax import saved
 from alignx_jax.config import Config
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import tables
+from alignx_jax.evaluation import folders, tables
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.training import metrics, runs
@@ -25,10 +25,28 @@ from alignx_jax.training import metrics, runs
 _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
-_FACTS = ("languages", "examples", "held_out", "sources")  # of data.json
 # Settings that the trained weights do not depend on, and places of this machine.
 _UNSAID = ("stage", "run", "model", "compare", "topology", "accept_changes", "data.cache")
 _UNSAID += ("evaluation.", "export.", "plan.", "hosts.")
+
+
+@dataclasses.dataclass
+class _Corpus:
+    """Of `data.json`."""
+
+    source: str
+    kind: str
+    records: int
+
+
+@dataclasses.dataclass
+class _Facts:
+    """What is read of `data.json`."""
+
+    languages: list[str]
+    examples: int
+    held_out: int
+    sources: list[_Corpus]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +57,9 @@ class _Stage:
     data: dict[str, Any] | None
     """`data.json`; None in a folder of before there was one."""
     steps: int
-    best: dict[str, float]
-    """The step of the best validation losses, and these; where `exported`, those of the step that was."""
+    best: dict[str, float | None]
+    """The step of the best validation losses, and these, None where not finite; where `exported`, those of the step
+    that was."""
     exported: bool
     began_with: str
     """Digest of the weights that it began with."""
@@ -139,9 +158,9 @@ def _stage(source: runs.Source, config: Config, exported: bool) -> _Stage:
     return _Stage(
         title=_TITLES[config.stage],
         settings=_changed(dataclasses.asdict(config), dataclasses.asdict(Config())),
-        data=_read(file, _FACTS, "start the stage again, which writes it anew") if file.is_file() else None,
+        data=saved.read(file, _Facts, "start the stage again, which writes it anew") if file.is_file() else None,
         steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
-        best={key: value for key, value in best.items() if key != "kind" and value is not None},
+        best={key: value for key, value in best.items() if key != "kind"},
         exported=exported,
         began_with=source.lineage.start.weights,
     )
@@ -151,15 +170,6 @@ def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The record with the lowest loss, of those after the first step; empty where there is none."""
     measured = [record for record in validations if record["step"] and record.get("loss") is not None]
     return min(measured, key=lambda record: record["loss"], default={})
-
-
-def _read(file: storage.Path, keys: Sequence[str], hint: str) -> dict[str, Any]:
-    """A JSON object that has these keys."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found | {key: found[key] for key in keys}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error}); {hint}") from None
 
 
 def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
@@ -174,19 +184,14 @@ def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "
     return flags
 
 
-def _measured(source: runs.Source) -> dict[str, Any] | None:
-    """The run's evaluation, if it measured this checkpoint of this stage, beside the model that it began with."""
-    file = source.run.parent / "evaluation.json"
-    if not file.is_file():
-        return None
-    results = _read(file, ("models", "baseline"), "evaluate again, or delete it")
-    losses = [(record["step"], record.get("loss")) for record in metrics.read(source.run, "train")]
-    for model in results["models"]:
-        history = model["training"]
-        if not history or [(record["step"], record.get("loss")) for record in history["train"]] != losses:
-            continue  # another model; a path tells nothing of a run that was moved
-        if _best(history["validation"]).get("step", source.step) == source.step:
+def _measured(source: runs.Source) -> list[dict[str, Any]]:
+    """The run's evaluations that measured this checkpoint of this stage, beside the model that they compare it with."""
+    found = []
+    for name, results in folders.of_run(source.run.parent).items():
+        model = next((model for model in results["models"] if model["weights"] == source.weights), None)
+        if model:
             before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
-            results["models"] = [*before, model]
-            return results | {"table": tables.overview(results), "align_layer": model["align_layer"]}
-    return None
+            shown = results | {"models": [*before, model]}
+            table = {"table": tables.overview(shown), "align_layer": model["align_layer"]}
+            found.append(shown | table | {"name": name})
+    return found

@@ -6,10 +6,12 @@ A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.l
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pydantic
+import pydantic_core
 
 Stage = Literal["prepare", "1", "2", "evaluate", "export", "plan", "all"]
 
@@ -22,6 +24,18 @@ _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _Factor = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 _Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{,59}", text) or text.endswith(".lock"):
+        raise pydantic_core.PydanticCustomError(
+            "name",
+            "has to be at most 60 letters, digits, dots, - and _, a letter or digit first, and not end in .lock",
+        )
+    return text
+
+
+_FolderName = Annotated[str, pydantic.AfterValidator(_folder_name)]
 
 
 @dataclass(frozen=True)
@@ -247,6 +261,8 @@ class EvaluationConfig:
 
     __pydantic_config__ = _STRICT
 
+    name: _FolderName | None = None
+    """Folder in `evaluation/` of the run's; unset: from the sentences, such as `flores200-devtest`."""
     sentences: str | None = None
     """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, `flores200:dev`,
     `flores200:devtest` (101 too), `ntrex128:test`, or `sample` (held out)."""

@@ -146,6 +146,32 @@ def end(partial: pathlib.Path, folder: Path, last: str) -> None:
         os.replace(partial, folder)
 
 
+def move(folder: Path, to: Path, last: str) -> None:
+    """A folder to a new name; in object storage file by file, so that one of the two is whole at any moment: by its
+    file `last`, which is copied last and deleted first."""
+    if not is_remote(folder):
+        os.replace(folder, to)
+        return
+    system, root = fsspec.url_to_fs(str(folder))
+    names = sorted(files(folder), key=lambda name: (name == last, name))
+    for name in names:
+        system.copy(f"{root}/{name}", f"{fsspec.url_to_fs(str(to))[1]}/{name}")
+    for name in reversed(names):
+        system.rm_file(f"{root}/{name}")
+
+
+def discard(folder: Path, last: str) -> None:
+    """Deletes a folder that was whole by its file `last`: no half of it is taken for one, whenever this is killed."""
+    if is_remote(folder):
+        (folder / last).unlink()
+        remove(folder)
+        return
+    gone = folder.with_name(f".{folder.name}.gone")
+    remove(gone)
+    os.replace(folder, gone)
+    remove(gone)
+
+
 def local_copy(folder: Path) -> pathlib.Path:
     """A folder of this machine with the files of `folder`: itself, or a copy that ends with the process."""
     if not is_remote(folder):

@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from alignx_jax import exits, hosts
 from alignx_jax.config import HostsConfig
+from alignx_jax.evaluation import folders
 from alignx_jax.exits import UserError
 from tests import processes
 
@@ -52,6 +53,7 @@ import socket, jax
 from jax._src import xla_bridge
 from alignx_jax import hosts
 from alignx_jax.config import HostsConfig
+from alignx_jax.evaluation import folders
 def asked(*args):
     raise AssertionError(args)
 socket.socket.connect = socket.getaddrinfo = socket.gethostbyname = asked
@@ -184,6 +186,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from alignx_jax import hosts, link
 from alignx_jax.config import HostsConfig
+from alignx_jax.evaluation import folders
 
 link.SILENCE, link._PING = 10, 1
 
@@ -296,12 +299,12 @@ def test_only_the_first_process_prints(printed):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(program, printed):
-    one, two = (json.loads((program.folder / f"by {n}" / "evaluation.json").read_text()) for n in (1, 2))
+    one, two = (folders.read(program.folder / f"by {n}" / "evaluation" / "sample") for n in (1, 2))
     assert two["models"][0] == one["models"][0]  # of the base model: every value, bit for bit
     assert [m["align_layer"] for m in two["models"]] == [m["align_layer"] for m in one["models"]]
     assert [m.keys() for m in two["models"]] == [m.keys() for m in one["models"]]
     assert two["models"][1]["alignment"]["matching_head"] is not None
-    assert (program.folder / "by 2" / "report.html").is_file()
+    assert (program.folder / "by 2" / "evaluation" / "sample" / "report.html").is_file()
 
 
 @pytest.mark.slow
@@ -327,7 +330,7 @@ def test_four_processes_evaluate_and_export_as_one(program, printed):
         assert "evaluate" in first and not any(others)
     program.succeed(4, "measured by 4", "--stage=export", *flags)
     one, four = (program.folder / f"measured by {n}" for n in (1, 4))
-    found, expected = (json.loads((f / "evaluation.json").read_text())["models"] for f in (four, one))
+    found, expected = (folders.read(f / "evaluation" / "sample")["models"] for f in (four, one))
     assert found == expected  # every value, bit for bit
     assert_equal_exports(four / "export", program.folder / "by 2" / "export")
 

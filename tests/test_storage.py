@@ -1,5 +1,6 @@
 """Runs in object storage: the real program on gs:// of a server on this machine, which takes Google's place."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -15,9 +16,11 @@ import safetensors.numpy
 
 from alignx_jax import config_files, exits, sharding, storage
 from alignx_jax.config import Config, DataConfig
+from alignx_jax.evaluation import folders
 from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 from tests import processes
+from tests.evaluation import results_example
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -165,9 +168,9 @@ def test_what_is_read_from_it_and_written_to_it(bucket, local, remote):
             assert ours == expected
     bucket.succeed(1, remote, "--stage=2", f"--config={remote}/stage1", f"--model={remote}/stage1")
     bucket.succeed(1, remote, "--stage=evaluate", f"--compare={remote}/stage1", f"--model={remote}/stage2")
-    results = json.loads(bucket.read("run/evaluation.json"))
+    results = json.loads(bucket.read("run/evaluation/sample/evaluation.json"))
     assert [model["path"] for model in results["models"]] == [f"{remote}/stage1", f"{remote}/stage2"]
-    assert b"<html" in bucket.read("run/report.html")
+    assert b"<html" in bucket.read("run/evaluation/sample/report.html")
     assert sum("tfevents" in name for name in bucket.names("run/evaluation")) == 3
     (again,) = processes.finish(bucket.start(1, remote, "--stage=export", "--export.to=gs://bucket/hf/exported"))
     assert again[0] == exits.USER and "gs://bucket/hf/exported exists already" in again[2]
@@ -195,6 +198,49 @@ def test_an_export_has_its_config_last_and_starts_again(bucket, monkeypatch):
     assert bucket.names("hf/again") == rest | {"config.json"} and bucket.read("hf/again/README.md") == b"card"
     with pytest.raises(UserError, match="gs://bucket/hf/again exists already"):
         source.export(decoder, "gs://bucket/hf/again", others=card)
+
+
+@pytest.mark.slow
+def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
+    """Killed before each file that is written, copied or deleted: what has an evaluation.json is whole."""
+    import gcsfs
+
+    run, left = storage.path("gs://bucket/measured"), [99]
+    place = run / "evaluation" / "dev"
+    files = {"evaluation.json", "report.html", "tensorboard/events"}
+
+    def counted(real):
+        async def call(*args, **kwargs):
+            if not left[0]:
+                raise OSError("the line is dead")
+            left[0] -= 1
+            return await real(*args, **kwargs)
+
+        return call
+
+    for name in ("_put_file", "_cp_file", "_rm_file"):
+        monkeypatch.setattr(gcsfs.GCSFileSystem, name, counted(getattr(gcsfs.GCSFileSystem, name)))
+
+    def fill(folder: pathlib.Path) -> None:
+        (folder / "report.html").write_text("page")
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / "events").write_bytes(b"events")
+
+    first = results_example.build(models=2, languages=2, layers=2)
+    again, other = first | {"machine": "again"}, first | {"config": {"seed": 1}}
+    folders.write(first, place, fill)
+    for results, kept in ((again, {"dev"}), (other, {"dev", "dev.1"})):
+        for calls in range(1, 99):
+            left[0] = calls
+            with contextlib.suppress(OSError):
+                folders.write(results, place, fill)
+            done, left[0] = left[0] > 0, 99
+            whole = folders.of_run(run)
+            assert whole, calls
+            assert all(bucket.names(f"measured/evaluation/{name}") == files for name in whole)
+            if done:
+                break
+        assert folders.read(place)["config"] == results["config"] and kept <= set(folders.of_run(run))
 
 
 @pytest.mark.slow

@@ -45,8 +45,9 @@ INDEX, BITS = (Style(1, 3, "", better) for better in (1, -1))
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A number ready to be shown. `mark`: better, worse, same (the interval of the change contains 0), or empty where
-    neither is better or the change has no interval."""
+    """A number ready to be shown. `mark`: better, worse, same (the interval of the change contains 0), chance (a higher
+    score of translation that chance has, too; see `chance.mark`), or empty where neither is better or the change has
+    no interval."""
 
     text: str = "–"
     interval: str = ""
@@ -99,6 +100,22 @@ def baseline(results: dict) -> dict | None:
     """The model that others are compared with; None where there is nothing to compare."""
     named = [model for model in results["models"] if model["name"] == results["baseline"]]
     return named[0] if named and len(results["models"]) > 1 else None
+
+
+def against_controls(results: dict) -> list[dict]:
+    """The results once more for each run with a control: the two models, changes being from the control."""
+    models, found = {model["name"]: model for model in results["models"]}, []
+    for pair in results["against_control"]:
+        model = models[pair["model"]]
+        own = {name: of for name, of in model["intervals"].items() if not name.endswith("_change")}
+        changed = {"intervals": own | pair["intervals"], "baseline_layer": pair["baseline_layer"]}
+        if model["translation"] and (changes := pair["translation"]):
+            changed["translation"] = model["translation"] | {
+                part: {key: scores | changes[part].get(key, {}) for key, scores in model["translation"][part].items()}
+                for part in changes
+            }
+        found.append(results | {"baseline": pair["control"], "models": [models[pair["control"]], model | changed]})
+    return found
 
 
 def row(

@@ -57,6 +57,26 @@ def record(one: Measured, base: Measured, options: EvaluationConfig, seed: int) 
     }
 
 
+def against(one: Measured, control: Measured, options: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """The changes of a model from another one than the baseline, each as `record` has them."""
+    found = record(one, control, options, seed)
+
+    def changes(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in of.items() if name.endswith("_change")}
+
+    translated = found["translation"] and {
+        part: {key: changes(of) for key, of in found["translation"][part].items()}
+        for part in ("directions", "averages")
+    }
+    return {
+        "model": one.name,
+        "control": control.name,
+        "baseline_layer": found["baseline_layer"],
+        "intervals": changes(found["intervals"]),
+        "translation": translated,
+    }
+
+
 def layer_of_baseline(model: Mapping[str, Any], base: Mapping[str, Any]) -> int:
     """The layer of the baseline that a model's aligned layer is compared with: the same, or, as layers of models of
     different depth are not the same, the baseline's own aligned layer."""

@@ -163,8 +163,37 @@ def _notes_on_tasks(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def controls(models: Sequence[Subject]) -> list[tuple[int, int]]:
+    """Places of every run of stage 1 and of its control: trained alike, but with none of the pair losses.
+
+    None whose control is the baseline, which it is compared with anyway.
+    """
+
+    def losses(config: Config) -> bool:
+        return bool(config.objective.contrastive.weight or config.objective.language_matching.weight)
+
+    def alike(config: Config) -> Config:
+        """What the weights depend on without these losses."""
+        data = dataclasses.replace(config.data, cache="", beam=None)
+        kept = {name: getattr(config, name) for name in ("stage", "model", "seed", "optimizer", "lora", "training")}
+        return Config(**kept, data=data)
+
+    trained = {n: model.source.config() for n, model in enumerate(models) if model.source.run}
+    trained = {n: config for n, config in trained.items() if config.stage == "1"}
+    return [
+        (n, control)
+        for n, config in trained.items()
+        for control, other in trained.items()
+        if losses(config) and control and not losses(other) and alike(config) == alike(other)
+    ]
+
+
 def evaluate(
-    config: Config, material: Material, models: Sequence[Subject], mesh: Mesh, advance: Advance
+    config: Config,
+    material: Material,
+    models: Sequence[Subject],
+    mesh: Mesh,
+    advance: Advance,
 ) -> dict[str, Any]:
     """Measures every model; the first is what the others are compared with.
 
@@ -179,7 +208,10 @@ def evaluate(
     """
     options = config.evaluation
     measured = [measure(config, material, model, mesh, advance) for model in models]
-    records = [comparison.record(one, measured[0], options, config.seed) for one in measured]
+    records = [
+        comparison.record(one, measured[0], options, config.seed) | {"weights": model.source.weights}
+        for one, model in zip(measured, models, strict=True)
+    ]
     return {
         "format": FORMAT,
         "date": datetime.date.today().isoformat(),
@@ -200,6 +232,9 @@ def evaluate(
             *(note for record in records for note in _notes_on_tasks(record)),
         ],
         "models": records,
+        "against_control": [
+            comparison.against(measured[n], measured[control], options, config.seed) for n, control in controls(models)
+        ],
     }
 
 

@@ -285,7 +285,8 @@ def _loss_panel(results: dict, loss: str, title: str) -> Panel | None:
                 continue
             xy = np.array([[r["step"], r[loss]] for r in records], float)
             if kind == "validation":
-                facts.append(f"{key.text} from {xy[0, 1]:.3f} to {xy[-1, 1]:.3f} at step {xy[-1, 0]:.0f}")
+                first, last = (f"{y:.3f}" if np.isfinite(y) else "not finite" for y in (xy[0, 1], xy[-1, 1]))
+                facts.append(f"{key.text} from {first} to {last} at step {xy[-1, 0]:.0f}")
             else:
                 xy = np.stack([part.mean(axis=0) for part in np.array_split(xy, min(_POINTS, len(xy)))])
             lines.append(Line(key, xy[:, 0], xy[:, 1], faint=kind == "train"))

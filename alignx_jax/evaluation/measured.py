@@ -133,6 +133,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     record = {
         "name": source.name,
         "path": str(source.run or source.huggingface),
+        "step": source.step if source.run else None,
         "family": source.decoder_config().family,
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(decoder, nnx.Param))),
         "layers": source.decoder_config().num_layers,

@@ -16,7 +16,6 @@ from rich import table as rich_table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from alignx_jax import storage
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import cells, figures, tables, verdict
 from alignx_jax.training import durable
@@ -39,7 +38,7 @@ _SECTIONS = {
 }
 
 
-def write(results: dict, folder: storage.Path) -> storage.Path:
+def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
     """`report.html` in `folder`; the same results give the same bytes. Returns its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alignx_jax.evaluation", "."),
@@ -50,7 +49,7 @@ def write(results: dict, folder: storage.Path) -> storage.Path:
     )
     environment.filters["minus"] = lambda text: re.sub(r"(?<![\w-])-(?=\d)", "−", text)
     page = environment.get_template("report.html.jinja").render(_context(results))
-    storage.make(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     durable.write(path, page)
     return path
@@ -70,6 +69,7 @@ def _context(results: dict) -> dict:
         "losses": figures.losses(results),
         "balance": tables.balance(results),
         "translation": _translation(results),
+        "controlled": [(found["baseline"], tables.overview(found)) for found in cells.against_controls(results)],
         "forgetting": [table for table in (tables.home(results), tables.tasks(results)) if table],
         "language_tables": tables.by_language(results),
         "samples": _samples(results),
@@ -93,7 +93,7 @@ def _context(results: dict) -> dict:
         "tokenization": tables.tokenization(results),
         "versions": results["versions"],
         "warnings": _warnings(results),
-        "words": {"better": "better", "worse": "worse", "same": "cannot tell", "": "no interval"},
+        "words": {"better": "better", "worse": "worse", "same": "cannot tell", "chance": "chance", "": "no interval"},
     }
 
 
@@ -143,8 +143,7 @@ def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-_SUFFIX = ".evaluation"  # of event files: others in the same folder are not ours
-_COLOURS = {"better": "green", "worse": "red", "same": "dim", "": ""}
+_COLOURS = {"better": "green", "worse": "red", "same": "dim", "chance": "dim", "": ""}
 
 
 def terminal_table(results: dict) -> rich_table.Table:
@@ -165,11 +164,13 @@ def terminal_table(results: dict) -> rich_table.Table:
 
 
 def terminal_notes(results: dict) -> list[tuple[str, str]]:
-    """Lines below the table, each with what it is: what scores were made with, what is missing or in doubt."""
+    """Lines below the table, each with what it is: what the pair losses did, what scores were made with, what is
+    missing or in doubt."""
+    losses = [("losses", f"{found.model}. {found.text}") for found in verdict.of_losses(results)]
     translated = [model["translation"] for model in results["models"] if model["translation"]]
     found = [("scores", f"{name} {text}") for of in translated for name, text in of["signatures"].items()]
     notes = [*(note for of in translated for note in of["notes"]), *_warnings(results)]
-    return list(dict.fromkeys([*found, *(("note", note) for note in notes)]))
+    return list(dict.fromkeys([*losses, *found, *(("note", note) for note in notes)]))
 
 
 def _warnings(results: dict) -> list[str]:
@@ -183,32 +184,24 @@ def _terminal_cell(cell: cells.Cell) -> Text:
     return text.append(f"\n{interval}" if interval else "", style="dim")
 
 
-def to_tensorboard(results: dict, folder: storage.Path) -> None:
+def to_tensorboard(results: dict, folder: pathlib.Path) -> None:
     """Every measure over the layers (steps are layers; a folder for each model), pictures, and tables as text.
 
-    What an earlier call wrote there is replaced.
+    Args:
+      folder: new.
     """
-    for name in storage.files(folder):
-        if "tfevents" in name and name.endswith(_SUFFIX):
-            (folder / name).unlink()
-    written = storage.staging(folder)
     for model in results["models"]:
-        with _board(written / re.sub(r"[^\w -]", "_", model["name"])) as board:
+        with SummaryWriter(str(folder / re.sub(r"[^\w -]", "_", model["name"]))) as board:
             for key, curve in figures.curves(model).items():
                 for layer, value in enumerate(curve):
                     board.add_scalar(f"layers/{key}", float(value), layer)
-    with _board(written) as board:
+    with SummaryWriter(str(folder)) as board:
         for group in _groups(results):
             board.add_image(group.key, group.pixels(), dataformats="HWC")
         for table in _tables(results):
             board.add_text(table.title, _markdown(table))
         for found in verdict.verdicts(results):
-            board.add_text(f"verdict/{found.model}", found.text)
-    storage.publish(written, folder)
-
-
-def _board(folder: pathlib.Path) -> SummaryWriter:
-    return SummaryWriter(str(folder), filename_suffix=_SUFFIX)
+            board.add_text(f"verdict/{found.title}", found.text)
 
 
 def _groups(results: dict) -> list[figures.Group]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from alignx_jax.data import languages
 from alignx_jax.data.languages import language_name
+from alignx_jax.evaluation import chance
 from alignx_jax.evaluation.cells import (
     BITS,
     INDEX,
@@ -41,9 +42,13 @@ _OF_TEXT = {
     "Two-option items": (SHARE, "choices", "choices"),
 }
 """What is measured of the text of a language: style, name of its change in `intervals`, path around the language."""
+_FLOOR = f"{chance.SCORED}_floor"
 _METRICS = {"COMET": INDEX, **dict.fromkeys(("off_target", "copy", "empty", "cut"), SHARE_OF_ERRORS)}
+_METRICS |= {"distinct": SHARE_OF_NEITHER, _FLOOR: LENGTH}
 """Metrics of translation; the others, such as spBLEU with its tokenizers, are scores."""
-_METRIC_NAMES = {"off_target": "off-target", "copy": "copied", "cut": "cut off"}
+_METRIC_NAMES = {"off_target": "off-target", "copy": "copied", "cut": "cut off", "distinct": "distinct outputs"}
+_METRIC_NAMES |= {_FLOOR: f"{chance.SCORED} by chance"}
+_NO_METRICS = ("_interval", "_change", "_above_floor", "repeating")
 _DIRECTION = re.compile(r"([a-z]+(?:-[A-Z][a-z]+)?)-([a-z]+(?:-[A-Z][a-z]+)?)")
 
 
@@ -127,7 +132,10 @@ def overview(results: dict) -> Table:
                 for r in interval_row(title, style, name, "others")
             ],
         ),
-        *_section("Translation", [*_averages(results, "chrF++"), *_averages(results, "off_target")]),
+        *_section(
+            "Translation",
+            [r for name in (chance.SCORED, _FLOOR, "distinct", "off_target") for r in _averages(results, name)],
+        ),
         *_section("Tasks", row(results, "Accuracy, mean", SHARE, lambda m: _mean(_accuracies(m)))),
     ]
     return _table(results, "Models side by side", rows)
@@ -188,15 +196,14 @@ def _keys(results: dict, *path: str) -> list[str]:
 
 
 def metrics(results: dict) -> list[str]:
-    """Metrics of translation, chrF++ first."""
+    """Metrics of translation, chrF++ and what chance has of it first."""
     found = {
         name: None
         for key in _keys(results, "translation", "averages")
         for name in _keys(results, "translation", "averages", key)
     }
-    return sorted(
-        (name for name in found if not name.endswith(("_interval", "_change"))), key=lambda name: name != "chrF++"
-    )
+    first = (chance.SCORED, _FLOOR)
+    return sorted((name for name in found if not name.endswith(_NO_METRICS)), key=lambda name: name not in first)
 
 
 def _scores(results: dict, part: str, key: str, metric: str, label: str) -> list[Row]:
@@ -208,7 +215,19 @@ def _scores(results: dict, part: str, key: str, metric: str, label: str) -> list
     def change(m):
         return get(m, "translation", part, key, f"{metric}_change")
 
-    return row(results, label, _METRICS.get(metric, SCORE), number, change)
+    style = _METRICS.get(metric, SCORE)
+    rows = row(results, label, style, number, change)
+    if style.better < 1:
+        return rows
+    # A score, which may rise also where a model gives every sentence the same text.
+    scores = [get(model, "translation", part, key) or {} for model in results["models"]]
+    return [
+        Row(
+            label,
+            tuple(dataclasses.replace(c, mark=chance.mark(s, c.mark)) for c, s in zip(r.cells, scores, strict=True)),
+        )
+        for r in rows
+    ]
 
 
 def metric_name(metric: str) -> str:

@@ -15,7 +15,6 @@ import math
 import subprocess
 import tempfile
 import threading
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from alignx_jax.config import TranslationConfig
 from alignx_jax.data.identify import LEAST, is_improbable, label_of
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import statistics
+from alignx_jax.evaluation import chance, statistics
 from alignx_jax.evaluation.translation import COMET, Direction
 
 _SPBLEU = ("flores101", "flores200")
@@ -104,6 +103,8 @@ class Result:
     notes: list[str]
     outputs: dict[Direction, list[str]]
     sentences: dict[str, list[str]]
+    floors: dict[Direction, Measure] = dataclasses.field(default_factory=dict)
+    """chrF++ of the same outputs with references shuffled among the sentences; none of a sentence alone."""
 
 
 def score(
@@ -117,6 +118,7 @@ def score(
 
     - BLEU with sacrebleu's tokenizer for the target language, which is in the signature; spBLEU with each of its two
       tokenizers, left out where that is neither on this machine nor to be downloaded; chrF++; COMET if asked for.
+    - The floor: chrF++ against references shuffled among the sentences, the same way in every direction and model.
     - `empty`: share of outputs without text.
     - `cut`: share of outputs that were cut off at `max_tokens`.
     - `copy`: share of outputs that are their source. Compared are letters, marks and numbers, NFKC and casefolded.
@@ -128,7 +130,8 @@ def score(
     for target in targets:
         metric, name = _bleu_into(target, result.notes)
         _add(result, "BLEU", metric, [pair for pair in outputs if pair[1] == target], name)
-    _add(result, "chrF++", sacrebleu.CHRF(word_order=2), list(outputs), "chrF++")
+    _add(result, chance.SCORED, sacrebleu.CHRF(word_order=2), list(outputs), chance.SCORED)
+    _add_floors(result, sacrebleu.CHRF(word_order=2))
     for tokenizer in _SPBLEU:
         metric, name = _load(tokenizer), f"spBLEU ({tokenizer})"
         if isinstance(metric, str):
@@ -153,11 +156,21 @@ def _add(
 ) -> None:
     """A metric of sacrebleu. Its statistics of sentences are not public; a test compares with `corpus_score`."""
     for pair in pairs:
-        sums = metric._extract_corpus_statistics(result.outputs[pair], [result.sentences[pair[1]]])
-        value = metric._aggregate_and_compute(sums).score
-        formula = chrf if isinstance(metric, sacrebleu.CHRF) else bleu
-        result.measures[pair][name] = Measure(value, np.array(sums, np.float64), formula)
+        result.measures[pair][name] = _measure(metric, result.outputs[pair], result.sentences[pair[1]])
     result.signatures[signature] = str(metric.get_signature())
+
+
+def _add_floors(result: Result, metric: sacrebleu.CHRF) -> None:
+    for pair, lines in result.outputs.items():
+        if len(lines) > 1:
+            others = [result.sentences[pair[1]][n] for n in chance.derangement(len(lines))]
+            result.floors[pair] = _measure(metric, lines, others)
+
+
+def _measure(metric: sacrebleu.BLEU | sacrebleu.CHRF, outputs: Sequence[str], references: Sequence[str]) -> Measure:
+    sums = metric._extract_corpus_statistics(outputs, [references])
+    formula = chrf if isinstance(metric, sacrebleu.CHRF) else bleu
+    return Measure(metric._aggregate_and_compute(sums).score, np.array(sums, np.float64), formula)
 
 
 def _bleu_into(target: str, notes: list[str]) -> tuple[sacrebleu.BLEU, str]:
@@ -223,7 +236,7 @@ def _add_rates(result: Result, cut: Mapping[Direction, Sequence[bool]]) -> None:
     result.signatures["off_target"] = f"py3langid:{importlib.metadata.version('py3langid')}|probability:<{LEAST}"
     for (source, target), lines in result.outputs.items():
         text_N, every_N = np.array([bool(line) for line in lines]), np.ones(len(lines), bool)
-        pairs = zip(map(_bare, lines), map(_bare, result.sentences[source]), strict=True)
+        pairs = zip(map(chance.bare, lines), map(chance.bare, result.sentences[source]), strict=True)
         rates = {"copy": (np.array([a == b != "" for a, b in pairs]), every_N), "empty": (~text_N, every_N)}
         rates["cut"] = np.array(cut[source, target]), every_N
         label = label_of(target)
@@ -233,11 +246,6 @@ def _add_rates(result: Result, cut: Mapping[Direction, Sequence[bool]]) -> None:
         for name, (hits_N, of_N) in rates.items():
             sums_NxS = np.stack([hits_N, of_N], axis=1).astype(np.float64)
             result.measures[source, target][name] = Measure(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
-
-
-def _bare(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
 
 
 def _notes_on_identifier(references: Mapping[str, Sequence[str]]) -> list[str]:
@@ -259,7 +267,8 @@ def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) ->
 
     Each metric of a direction, and its mean over the directions out of the pivot (`en-x`), into it (`x-en`) and
     beside it (`x-y`), with its interval and that of the change from `base`; sentence numbers are resampled, the same
-    in all directions and models.
+    in all directions and models. Of chrF++ also the floor, and by how much it is above that; besides, the share of
+    distinct outputs, and how many of the directions repeat themselves, and of how many.
 
     Args:
       base: scores of the first model, in the same directions; `result` itself for that one.
@@ -272,13 +281,18 @@ def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) ->
         found = {}
         for name in dict.fromkeys(name for pair in pairs for name in result.measures[pair]):
             measured, before = ([pair for pair in pairs if name in r.measures[pair]] for r in (result, base))
-            score = _mean(result, measured, name, counts_BxN)
+            score = _mean([result.measures[pair][name] for pair in measured], counts_BxN)
             found[name], found[f"{name}_interval"] = float(score.value), score.triple()
             change = None
             if result is not base and measured == before:
-                change = (score - _mean(base, measured, name, counts_BxN)).triple()
+                change = (score - _mean([base.measures[pair][name] for pair in measured], counts_BxN)).triple()
             found[f"{name}_change"] = change
-        return found
+            if name == chance.SCORED and result.floors:
+                floor = _mean([result.floors[pair] for pair in measured], counts_BxN)
+                found[f"{name}_floor"], found[f"{name}_above_floor"] = float(floor.value), (score - floor).triple()
+        shares = [chance.distinct(result.outputs[pair]) for pair in pairs]
+        repeating = sum(map(chance.is_repeating, shares))
+        return found | {"distinct": float(np.mean(shares)), "repeating": [repeating, len(pairs)]}
 
     averages = {
         f"{pivot}-x": [pair for pair in directions if pair[0] == pivot],
@@ -294,9 +308,8 @@ def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) ->
     }
 
 
-def _mean(result: Result, pairs: Sequence[Direction], name: str, counts_BxN: np.ndarray) -> statistics.Resampled:
+def _mean(measures: Sequence[Measure], counts_BxN: np.ndarray) -> statistics.Resampled:
     """A metric, averaged over directions."""
-    measures = [result.measures[pair][name] for pair in pairs]
     return statistics.average(statistics.Resampled(m.value, m.resampled(counts_BxN)) for m in measures)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import cells, tables
+from alignx_jax.evaluation import cells, chance, tables
 from alignx_jax.evaluation.cells import BITS, SCORE, SHARE, Number, Style, get, value_of
 
 UNDECIDED = "no difference that this test can tell"
@@ -27,7 +27,7 @@ class Answer:
     interval: str
     """`[low, high]`; empty where none was computed."""
     mark: str
-    """Of a change with an interval: better, worse or same (see `cells.mark`)."""
+    """Of a change with an interval: better, worse, same, or chance (see `cells.Cell`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,14 @@ class Verdict:
     """About one model."""
 
     model: str
+    against: str
+    """What it is compared with; empty for a single model."""
     answers: tuple[Answer, ...]
     text: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} against {self.against}" if self.against else self.model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +56,37 @@ class _Question:
     number: Number
     before: Number
     change: Number
+    scores: dict | None = None
+    """Of a score of translation, all that evaluation.json has of it."""
+
+    def mark(self) -> str:
+        found = cells.mark(self.change, self.style) if self.change else ""
+        return found if self.scores is None else chance.mark(self.scores, found)
+
+    def besides(self) -> str:
+        """A sentence more, with a space before it."""
+        text = chance.sentence(self.scores) if self.scores else ""
+        return f" {text}" if text else ""
 
 
 def verdicts(results: dict) -> list[Verdict]:
-    """One for every model that is compared with the baseline; of a single model, what it measures."""
+    """One for every model that is compared with the baseline, and for every one that has a control, against that; of
+    a single model, what it measures."""
     base = cells.baseline(results)
     if base is None:
         return [_alone(results, results["models"][0])]
-    return [_compared(results, base, model) for model in results["models"] if model is not base]
+    return [_compared(results, base, model) for model in results["models"] if model is not base] + of_losses(results)
+
+
+def of_losses(results: dict) -> list[Verdict]:
+    """One for every model that has a control, from which only the pair losses tell it apart."""
+    found = []
+    for pair in cells.against_controls(results):
+        control, model = pair["models"]
+        one = _compared(pair, control, model)
+        text = f"What the pair losses did, apart from what training on the data did ({control['name']}): {one.text}"
+        found.append(dataclasses.replace(one, text=text))
+    return found
 
 
 def change_sentence(subject: str, style: Style, before: Number, after: Number, change: Number, unit: str = "") -> str:
@@ -82,7 +111,21 @@ def change_sentence(subject: str, style: Style, before: Number, after: Number, c
 def warnings(results: dict) -> list[str]:
     """What a reader has to know before the numbers: languages that a tokenizer cannot write, vectors that may have
     become one, layers that differ."""
-    return [*_unwritten(results), *_collapsed(results), *_other_layers(results)]
+    return [*_unwritten(results), *_repeating(results), *_collapsed(results), *_other_layers(results)]
+
+
+def _repeating(results: dict) -> list[str]:
+    """Models that translate many sentences alike."""
+    found = []
+    for model in results["models"]:
+        if shares := chance.repeating(model):
+            fewest = min(shares, key=shares.get)
+            found.append(
+                f"{model['name']} gives most sentences a text that another one gets, too, in {len(shares)} of "
+                f"{len(model['translation']['directions'])} directions (fewest distinct outputs: "
+                f"{tables.direction_name(fewest)}, {SHARE.text(shares[fewest])}): its scores there are no translation."
+            )
+    return found
 
 
 def _collapsed(results: dict) -> list[str]:
@@ -181,6 +224,7 @@ def _questions(results: dict, model: dict, base: dict | None) -> list[_Question]
                 scores["chrF++"],
                 get(base, "translation", "averages", key, "chrF++"),
                 scores.get("chrF++_change"),
+                scores,
             )
         )
     return [q for q in found if q.number is not None and (base is None or q.before is not None)]
@@ -190,11 +234,11 @@ def _compared(results: dict, base: dict, model: dict) -> Verdict:
     answers, sentences = [], []
     for q in _questions(results, model, base):
         change = q.change or value_of(q.number) - value_of(q.before)
-        mark = cells.mark(change, q.style) if q.change else ""
-        answers.append(Answer(q.question, q.measure, q.style.signed(value_of(change)), q.style.interval(change), mark))
-        sentences.append(change_sentence(q.subject, q.style, q.before, q.number, change, q.unit))
+        signed, interval = q.style.signed(value_of(change)), q.style.interval(change)
+        answers.append(Answer(q.question, q.measure, signed, interval, q.mark()))
+        sentences.append(change_sentence(q.subject, q.style, q.before, q.number, change, q.unit) + q.besides())
     sentences.insert(1, _told_apart(base, model))
-    return Verdict(model["name"], tuple(answers), " ".join(sentences))
+    return Verdict(model["name"], base["name"], tuple(answers), " ".join(sentences))
 
 
 def _told_apart(base: dict, model: dict) -> str:
@@ -220,8 +264,9 @@ def _alone(results: dict, model: dict) -> Verdict:
     )
     facts = [
         f"{q.subject}: {q.style.text(value_of(q.number))}{f' {end}' if (end := q.style.interval(q.number)) else ''}."
+        + q.besides()
         for q in questions
     ]
     chance = SHARE.text(1 / results["sentences"]["count"])
     text = f"One model, so there is no before and after. {' '.join(facts)} Chance for retrieval is {chance}."
-    return Verdict(model["name"], tuple(answers), text)
+    return Verdict(model["name"], "", tuple(answers), text)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
 
-from alignx_jax import console, storage
+from alignx_jax import console, saved, storage
 from alignx_jax.data import cache
 from alignx_jax.exits import UserError
 from alignx_jax.training import durable
@@ -25,6 +25,7 @@ from alignx_jax.training import durable
 FILE = "lineage.json"
 _LARGE = 2_000_000_000  # bytes, whose digest takes seconds
 _BESIDE = "../"
+_HINT = "restore it, or give another --run"
 _State = tuple[int, int, int, int]  # of a file: size, times, place on its disk
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -88,19 +89,12 @@ def read(folder: storage.Path) -> Lineage:
     Raises:
       UserError: it is gone or damaged.
     """
-    try:
-        return _adapter().validate_json((folder / FILE).read_bytes())
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-    except FileNotFoundError:
-        problem = "it is gone"
-    raise damaged(folder, problem)
+    return _adapter().validate_python(saved.read(folder / FILE, Lineage, _HINT))
 
 
 def damaged(folder: storage.Path, problem: str) -> UserError:
     """For raising."""
-    return UserError(f"{folder / FILE} is damaged ({problem}); restore it, or give another --run")
+    return UserError(f"{folder / FILE} is damaged ({problem}); {_HINT}")
 
 
 def place(model: str, folder: storage.Path) -> str:

@@ -20,7 +20,17 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import companions, compiling, durable, folders, lineage, optimizer, profiling, runs, stopping
+from alignx_jax.training import (
+    companions,
+    compiling,
+    durable,
+    lineage,
+    optimizer,
+    profiling,
+    runs,
+    stage_folder,
+    stopping,
+)
 from alignx_jax.training import state as states
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
@@ -268,20 +278,20 @@ def train(
     profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
     step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
     begun = begun_with(config, folder, source, data)
-    state = hosts.share("state", folders.state(folder, config, begun))
+    state = hosts.share("state", stage_folder.state(folder, config, begun))
     facts = json.dumps(data.facts(), indent=2) + "\n"
 
     def accept() -> None:
-        folders.accept(folder, config, begun)
+        stage_folder.accept(folder, config, begun)
         durable.write(folder / "data.json", facts)
 
     if state == "new":
         weights.look()  # before the folder is there: a spoilt model leaves none behind
         hosts.gather("loaded", None)
-        hosts.first("claim", lambda: folders.claim(folder, config, source, begun))
+        hosts.first("claim", lambda: stage_folder.claim(folder, config, source, begun))
     else:
         companions.check(folder, source.huggingface)
-    folders.check_shared(folder)
+    stage_folder.check_shared(folder)
     if state != "changed":
         hosts.first("data", lambda: durable.write(folder / "data.json", facts))
     stage = Stage(config, folder, step, data, mesh, console, stop, since, accept if state == "changed" else None)

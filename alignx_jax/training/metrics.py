@@ -81,8 +81,13 @@ def _records(path: storage.Path) -> list[dict]:
     for line in content[: content.rfind(b"\n") + 1].splitlines():
         try:
             record = json.loads(line)
-            if isinstance(record["step"], int) and isinstance(record["kind"], str):
-                found.append(record)
-        except (ValueError, TypeError, KeyError):
+            numbers = [value for name, value in record.items() if name != "kind"]
+        except (ValueError, AttributeError, RecursionError):
             continue
+        if type(record.get("step")) is int and isinstance(record.get("kind"), str) and all(map(_is_number, numbers)):
+            found.append(record)
     return found
+
+
+def _is_number(value: object) -> bool:
+    return value is None or type(value) in (int, float)

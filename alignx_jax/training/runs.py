@@ -1,4 +1,4 @@
-"""Models that can be loaded: Hugging Face folders and the stages of runs (`folders`) alike."""
+"""Models that can be loaded: Hugging Face folders and the stages of runs (`stage_folder`) alike."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def build(models: int = 4, languages: int = 10, layers: int = 16, seed: int = 0)
         "notes": ["stage 2 was trained with another template."],
         "baseline": every[0]["name"],
         "models": every,
+        "against_control": [_against(rng, every[1], every[2])] if models > 2 else [],
     }
 
 
@@ -72,6 +73,8 @@ def _model(rng, m: int, codes: list[str], layers: int) -> dict:
         "family": "llama",
         "parameters": 14_487_808,
         "layers": layers,
+        "step": 400 if m else None,
+        "weights": "0af0",
         "align_layer": align,
         "baseline_layer": align,
         "unknown_rate": {code: 0.0132 if code == "hi" else 0.0 for code in codes},
@@ -140,6 +143,24 @@ def _compare(rng, base: dict, model: dict, changed: bool) -> None:
             score["chrF++_change"] = change if changed else None
 
 
+def _against(rng, model: dict, control: dict) -> dict:
+    """Of stage 1 and the run without the pair losses."""
+    one = {name: of for name, of in model.items() if name not in ("intervals", "translation")}
+    one["translation"] = {part: {k: {**v} for k, v in of.items()} for part, of in _scores_of(model).items()}
+    _compare(rng, control, one, changed=True)
+    changes = {name: of for name, of in one["intervals"].items() if name.endswith("_change")}
+    translation = {
+        part: {key: {"chrF++_change": scores["chrF++_change"]} for key, scores in of.items()}
+        for part, of in one["translation"].items()
+    }
+    pair = {"model": model["name"], "control": control["name"], "baseline_layer": model["align_layer"]}
+    return pair | {"intervals": changes, "translation": translation}
+
+
+def _scores_of(model: dict) -> dict:
+    return {part: model["translation"][part] for part in ("directions", "averages")}
+
+
 def _values(model: dict) -> dict:
     """Of the measures of alignment at the aligned layer by language and their means, of text the means of others."""
     alignment, layer = model["alignment"], model["align_layer"]
@@ -194,6 +215,10 @@ def _translation(rng, codes: list[str], gain: float, first: bool) -> dict:
             "empty": 0.004,
             "cut": 0.02,
             "chrF++_interval": _interval(chrf, 1.3),
+            "chrF++_floor": 9.5,
+            "chrF++_above_floor": _interval(chrf - 9.5, 1.1),
+            "distinct": 0.96,
+            "repeating": [0, 1],
         }
 
     directions = {}
@@ -202,7 +227,8 @@ def _translation(rng, codes: list[str], gain: float, first: bool) -> dict:
         directions[f"{code}-en"] = scores(38 - i + 11 * gain + rng.normal(0, 0.4))
     averages = {}
     for key, mine in (("en-x", lambda d: d.startswith("en-")), ("x-en", lambda d: d.endswith("-en"))):
-        averages[key] = scores(np.mean([s["chrF++"] for d, s in directions.items() if mine(d)]))
+        own = [s["chrF++"] for d, s in directions.items() if mine(d)]
+        averages[key] = scores(np.mean(own)) | {"repeating": [0, len(own)]}
     if {"de", "fr"} <= set(codes):
         directions["de-fr"], averages["x-y"] = scores(22 + 9 * gain), scores(22 + 9 * gain)
     samples = [

@@ -126,3 +126,16 @@ def test_the_baseline_changes_from_nothing():
     base = measured(0)
     found = comparison.record(base, base, OPTIONS, SEED)
     assert not any(name.endswith("_change") for name in found["intervals"]) and found["baseline_layer"] == 2
+
+
+def test_a_model_is_compared_with_its_control_as_with_a_baseline():
+    base, one, control = measured(0), measured(1), measured(2)
+    found = comparison.against(
+        dataclasses.replace(one, name="a"), dataclasses.replace(control, name="b"), OPTIONS, SEED
+    )
+    assert (found["model"], found["control"], found["translation"]) == ("a", "b", None)
+    for name in ("retrieval", "mexa"):
+        change = series(at(one, name, 2)) - series(at(control, name, 2))
+        np.testing.assert_allclose(found["intervals"][f"{name}_change"]["mean"], triple(change), rtol=1e-12, atol=1e-12)
+    assert all(name.endswith("_change") for name in found["intervals"])
+    assert comparison.record(one, base, OPTIONS, SEED)["intervals"]["retrieval_change"] != found["intervals"]

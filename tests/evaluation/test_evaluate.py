@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 
 from alignx_jax import sharding
-from alignx_jax.config import Config, ContrastiveConfig, DataConfig, EvaluationConfig, ObjectiveConfig, TrainingConfig
+from alignx_jax.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    EvaluationConfig,
+    LanguageMatchingConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+)
 from alignx_jax.config import TranslationConfig as Translation
 from alignx_jax.config_files import to_json
 from alignx_jax.data import pipeline, tokenizer
-from alignx_jax.evaluation import alignment, evaluate, metrics, report, statistics
+from alignx_jax.evaluation import alignment, evaluate, folders, metrics, report, statistics
 from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 from tests.evaluation import results_example
@@ -101,6 +109,8 @@ def test_the_record_has_all_that_the_report_reads(results, tmp_path):
         assert ours["alignment"].keys() >= theirs["alignment"].keys()
         assert ours["intervals"].keys() >= {k for k, v in theirs["intervals"].items() if v}
         assert ours["translation"].keys() == theirs["translation"].keys()
+    (tmp_path / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+    assert folders.read(tmp_path) == results
     page = report.write(results, tmp_path).read_text(encoding="utf-8")
     assert "Retrieval" in page and "chrF++" in page
     report.to_tensorboard(results, tmp_path / "board")
@@ -269,3 +279,26 @@ def test_english_is_always_measured_and_translated_where_it_is_asked_for(config,
     assert note.startswith(f"{tmp_path / 'ways.jsonl'} has no English for these lines: ")
     found = check("de", (), tmp_path / "ways.jsonl")
     assert list(found.sentences) == ["de", "en", "fr"] and "1 of the 6 lines" in found.notes[0]
+
+
+def test_the_control_of_a_run_is_what_is_trained_alike_without_the_pair_losses(config, tmp_path):
+    def stage(name: str, weight: float, **changes) -> evaluate.Subject:
+        folder = tmp_path / name
+        (folder / "huggingface").mkdir(parents=True)
+        losses = {"contrastive": ContrastiveConfig(weight=weight, layer=4)}
+        losses["language_matching"] = LanguageMatchingConfig(weight=weight)
+        trained = dataclasses.replace(config, stage="1", run=name, objective=ObjectiveConfig(**losses))
+        (folder / "config.json").write_text(to_json(dataclasses.replace(trained, **changes)))
+        return evaluate.Subject(runs.Source(name, folder / "huggingface", folder), 4, 8)
+
+    base = evaluate.Subject(_source("sample"), 4, 8)
+    ours, control, longer, other, second = (
+        stage("ours", 0.3),
+        stage("control", 0.0),
+        stage("longer", 0.0, training=TrainingConfig(steps=9)),
+        stage("other", 0.0, seed=1),
+        stage("stage2", 0.0, stage="2"),
+    )
+    assert evaluate.controls([base, ours, second, longer, other, control]) == [(1, 5)]
+    assert evaluate.controls([control, ours]) == [], "the baseline is compared with anyway"
+    assert evaluate.controls([base, control, longer]) == []

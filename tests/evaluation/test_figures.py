@@ -119,3 +119,15 @@ def test_figures_are_deterministic_and_survive_json(results):
         return [panel.svg() for group in groups for panel in group.panels]
 
     assert drawn(results) == drawn(json.loads(json.dumps(results)))
+
+
+def test_losses_that_are_not_finite_leave_a_gap_in_their_curve():
+    """As they are in metrics.jsonl: null."""
+    results = results_example.build(models=2, languages=2, layers=2)
+    training = results["models"][1]["training"]
+    training["train"][7]["contrastive"] = training["validation"][-1]["contrastive"] = None
+    for record in training["validation"]:
+        record["language_matching"] = None
+    _, contrastive, matching = figures.losses(results).panels
+    assert "to not finite at step 400" in contrastive.alt and "from not finite to not finite" in matching.alt
+    assert all(panel.svg().startswith("<svg") for panel in (contrastive, matching))

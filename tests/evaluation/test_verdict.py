@@ -31,7 +31,7 @@ def results():
 
 
 def test_every_model_is_compared_with_the_baseline(results):
-    first, second = verdict.verdicts(results)
+    first, second, _ = verdict.verdicts(results)
     assert [first.model, second.model] == ["stage 1", "next-token only"]
     questions = [answer.question for answer in first.answers]
     assert questions == ["Languages closer?", "English kept?", "Translates better?", "Translates better?"]
@@ -43,7 +43,7 @@ def test_every_model_is_compared_with_the_baseline(results):
 
 def test_what_cannot_be_told_is_not_called_a_difference(results):
     results["models"][1]["intervals"]["bits_per_byte_change"]["en"] = [0.001, -0.002, 0.004]
-    first, _ = verdict.verdicts(results)
+    first, *_ = verdict.verdicts(results)
     answer = first.answers[1]
     assert (answer.number, answer.interval, answer.mark) == ("+0.001", "[-0.002, 0.004]", "same")
     assert verdict.UNDECIDED in first.text
@@ -51,7 +51,7 @@ def test_what_cannot_be_told_is_not_called_a_difference(results):
 
 def test_a_change_without_interval_is_no_verdict(results):
     results["models"][1]["intervals"]["retrieval_change"] = None
-    first, _ = verdict.verdicts(results)
+    first, *_ = verdict.verdicts(results)
     assert (first.answers[0].interval, first.answers[0].mark) == ("", "")
     assert "no interval was computed" in first.text
 
@@ -65,7 +65,7 @@ def test_a_single_model_is_measured_and_not_compared():
 def test_what_was_not_measured_is_not_mentioned(results):
     for model in results["models"]:
         model.update(translation=None, perplexity={})
-    first, _ = verdict.verdicts(results)
+    first, *_ = verdict.verdicts(results)
     assert [answer.measure for answer in first.answers] == ["retrieval, points"]
     assert "chrF" not in first.text and "bits" not in first.text
 
@@ -125,9 +125,29 @@ def test_a_probe_at_its_ceiling_is_said_to_tell_nothing(results):
     base, first, second = (model["alignment"] for model in results["models"])
     for of, probe, variance in ((base, 0.995, 0.3), (first, 1.0, 0.25), (second, 0.9949, 0.2)):
         of["language_probe"][-1], of["language_variance"][-1] = probe, variance
-    saturated, told = verdict.verdicts(results)
+    saturated, told, _ = verdict.verdicts(results)
     assert (
         "for 100.0% of sentences (base model: 99.5%): it is saturated and tells nothing of their difference; of the "
         "variance of all vectors there, 25.0% lies between languages (base model: 30.0%)."
     ) in saturated.text
     assert "for 99.5% of sentences (base model: 99.5%)." in told.text and "saturated" not in told.text
+
+
+def test_what_the_losses_did_is_a_comparison_of_its_own(results):
+    """Changes, marks and sentences are those from the control, with the values of both models."""
+    changes = results["against_control"][0]["intervals"]
+    changes["retrieval_change"]["mean"] = [0.02, 0.01, 0.03]
+    changes["bits_per_byte_change"]["en"] = [0.01, -0.01, 0.03]
+    *_, one = verdict.verdicts(results)
+    assert (one.model, one.against, one.title) == ("stage 1", "next-token only", "stage 1 against next-token only")
+    assert [(answer.number, answer.mark) for answer in one.answers[:2]] == [("+2.0", "better"), ("+0.010", "same")]
+    of = [100 * results["models"][m]["intervals"]["retrieval"]["mean"][0] for m in (2, 1)]
+    assert one.text.startswith("What the pair losses did, apart from what training on the data did (next-token only): ")
+    before = results["models"][2]["alignment"]["retrieval"].values()
+    before = 100 * sum((both["to_pivot"][2] + both["from_pivot"][2]) / 2 for both in before) / len(before)
+    assert f"rose from {before:.1f}% to {of[1]:.1f}% (+2.0 points, 95% interval 1.0 to 3.0)" in one.text
+    value = results["against_control"][0]["translation"]["averages"]["en-x"]["chrF++_change"][0]
+    assert one.answers[2].number == f"{value:+.1f}"
+    assert len(verdict.verdicts(results)) == 3
+    results["against_control"] = []
+    assert len(verdict.verdicts(results)) == 2

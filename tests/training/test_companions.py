@@ -13,12 +13,12 @@ import transformers
 from alignx_jax import sharding
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
-from alignx_jax.training import companions, folders, runs
+from alignx_jax.training import companions, runs, stage_folder
 from alignx_jax.training.lineage import Lineage
 
 
 def claim(folder: pathlib.Path, source: runs.Source) -> None:
-    folders.claim(folder, Config(), source, Lineage(source.origin(folder), ()))
+    stage_folder.claim(folder, Config(), source, Lineage(source.origin(folder), ()))
 
 
 def test_another_tokenizer_than_the_stage_was_begun_with_is_refused(tmp_path):

@@ -50,6 +50,9 @@ def test_begun_again_before_the_first_checkpoint(tmp_path):
         b"7\n",
         b'{"step": 4}\n',
         b"\x00\x00\n",
+        b'{"kind": "train", "step": 4, "loss": "2"}\n',
+        b'{"kind": "train", "step": true, "loss": 2}\n',
+        b"[" * 100_000 + b"\n",
     ],
 )
 def test_half_a_line_and_a_spoilt_one_are_left_out(tmp_path, tail):

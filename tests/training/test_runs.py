@@ -9,14 +9,14 @@ import pytest
 
 from alignx_jax.config import Config
 from alignx_jax.exits import UserError
-from alignx_jax.training import checkpoints, folders, lineage, runs
+from alignx_jax.training import checkpoints, lineage, runs, stage_folder
 
 CONFIG = Config(model="sample")
 
 
 def begun(folder: pathlib.Path) -> pathlib.Path:
     source = runs.find("sample")
-    folders.claim(folder, CONFIG, source, lineage.Lineage(source.origin(folder), ()))
+    stage_folder.claim(folder, CONFIG, source, lineage.Lineage(source.origin(folder), ()))
     return folder
 
 

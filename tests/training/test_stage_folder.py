@@ -10,7 +10,7 @@ from alignx_jax.config import Config, DataConfig, LoraConfig, ObjectiveConfig, T
 from alignx_jax.config import LanguageMatchingConfig as Matching
 from alignx_jax.config_files import from_json
 from alignx_jax.exits import UserError
-from alignx_jax.training import folders, lineage, runs
+from alignx_jax.training import lineage, runs, stage_folder
 
 CONFIG = Config(model="sample")
 ABC = lineage.Content("parallel", "pairs.jsonl", "abc")
@@ -22,7 +22,7 @@ def of(folder: pathlib.Path, *data: lineage.Content, start: str = "sample") -> l
 
 
 def begun(folder: pathlib.Path, config: Config = CONFIG) -> pathlib.Path:
-    folders.claim(folder, config, runs.find("sample"), of(folder))
+    stage_folder.claim(folder, config, runs.find("sample"), of(folder))
     return folder
 
 
@@ -31,9 +31,9 @@ def test_a_damaged_record_is_one_sentence(tmp_path, content):
     file = begun(tmp_path / "stage1") / lineage.FILE
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"^.*stage1/lineage.json is damaged \(.*\); restore it, or give another --run$"
+        UserError, match=r"^.*stage1/lineage.json is (damaged \(.*\)|missing); restore it, or give another --run$"
     ):
-        folders.state(tmp_path / "stage1", CONFIG, of(tmp_path / "stage1"))
+        stage_folder.state(tmp_path / "stage1", CONFIG, of(tmp_path / "stage1"))
 
 
 def test_other_settings_are_refused_unless_accepted(tmp_path):
@@ -41,20 +41,20 @@ def test_other_settings_are_refused_unless_accepted(tmp_path):
     longer = dataclasses.replace(CONFIG, training=TrainingConfig(epochs=3.0))
     accepted = dataclasses.replace(longer, accept_changes=True)
     with pytest.raises(UserError, match=r"training.epochs: 2.0 there, 3.0 here.*--accept-changes"):
-        folders.state(folder, longer, of(folder))
+        stage_folder.state(folder, longer, of(folder))
     with pytest.raises(UserError, match=r"other content of pairs.jsonl; .*--accept-changes"):
-        folders.state(folder, CONFIG, of(folder, ABD))
+        stage_folder.state(folder, CONFIG, of(folder, ABD))
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert folders.state(folder, accepted, of(folder, ABD)) == "changed"
+    assert stage_folder.state(folder, accepted, of(folder, ABD)) == "changed"
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}, "a question alone"
-    folders.accept(folder, accepted, of(folder, ABD))
+    stage_folder.accept(folder, accepted, of(folder, ABD))
     assert (folder / "config.1.json").read_bytes() == before[folder / "config.json"]
     assert (folder / "lineage.1.json").read_bytes() == before[folder / lineage.FILE]
     assert lineage.read(folder) == of(folder, ABD)
     saved = from_json((folder / "config.json").read_text(), "")
     assert saved.training.epochs == 3.0 and not saved.accept_changes, "the permission is not a setting"
-    assert folders.state(folder, longer, of(folder, ABD)) == "same"
-    assert folders.state(folder, accepted, of(folder, ABD)) == "same"
+    assert stage_folder.state(folder, longer, of(folder, ABD)) == "same"
+    assert stage_folder.state(folder, accepted, of(folder, ABD)) == "same"
 
 
 def test_what_a_stage_began_with_is_never_changed(tmp_path):
@@ -64,7 +64,7 @@ def test_what_a_stage_began_with_is_never_changed(tmp_path):
     for accept in (False, True):
         config = dataclasses.replace(CONFIG, accept_changes=accept)
         with pytest.raises(UserError, match=rf"^{folder} was begun with another model than {model} is now \(digest"):
-            folders.state(folder, config, of(folder, start=str(model)))
+            stage_folder.state(folder, config, of(folder, start=str(model)))
 
 
 def other_weights(model: pathlib.Path) -> pathlib.Path:
@@ -79,13 +79,13 @@ def other_weights(model: pathlib.Path) -> pathlib.Path:
 def test_the_same_elsewhere_is_the_same(tmp_path, monkeypatch):
     """Absolute or relative, another working directory, another place, another name of the run."""
     template = tmp_path / "template.json"
-    shutil.copy(pathlib.Path(folders.prompts.__file__).with_name("alpaca.json"), template)
+    shutil.copy(pathlib.Path(stage_folder.prompts.__file__).with_name("alpaca.json"), template)
     model = pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     data = DataConfig(parallel=("pairs.jsonl",), instructions=("chats",), template="template.json")
     config = dataclasses.replace(CONFIG, run="runs/a", model="model", data=data)
     folder = tmp_path / "runs/a/stage1"
-    folders.claim(folder, config, runs.find("model"), of(folder, start="model"))
+    stage_folder.claim(folder, config, runs.find("model"), of(folder, start="model"))
     saved = from_json((folder / "config.json").read_text(), "")
     assert saved.model == str(model) and saved.data.template == str(template)
     assert saved.data.parallel == (f"{tmp_path}/pairs.jsonl",)
@@ -96,7 +96,7 @@ def test_the_same_elsewhere_is_the_same(tmp_path, monkeypatch):
     data = DataConfig(parallel=(f"{tmp_path}/pairs.jsonl",), instructions=("/x/chats",), template=str(template))
     asked = dataclasses.replace(CONFIG, run=str(moved.parent), model=f"{tmp_path}/elsewhere", data=data)
     now = of(moved, dataclasses.replace(ABC, source="/y/p.jsonl"), start=asked.model)
-    assert folders.state(moved, asked, now) == "same"
+    assert stage_folder.state(moved, asked, now) == "same"
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_a_mesh_on_which_other_pairs_meet_is_another_setting(tmp_path, negatives
     other = dataclasses.replace(config, mesh=mesh)
     if refused:
         with pytest.raises(UserError, match=r"mesh: 8x1 there, 2x1 here.*--accept-changes"):
-            folders.state(folder, other, of(folder))
+            stage_folder.state(folder, other, of(folder))
     else:
-        assert folders.state(folder, other, of(folder)) == "same"
+        assert stage_folder.state(folder, other, of(folder)) == "same"
     accepted = dataclasses.replace(other, accept_changes=True)
-    assert folders.state(folder, accepted, of(folder)) == ("changed" if refused else "same")
+    assert stage_folder.state(folder, accepted, of(folder)) == ("changed" if refused else "same")
 
 
 def matching(**settings) -> Config:
@@ -154,13 +154,13 @@ def matching(**settings) -> Config:
 def test_what_the_arrays_depend_on_cannot_be_changed(tmp_path, config, name):
     folder = begun(tmp_path / "stage1")
     with pytest.raises(UserError, match=rf"--accept-changes cannot change {name} \("):
-        folders.state(folder, config, of(folder))
+        stage_folder.state(folder, config, of(folder))
     assert not list(folder.glob("*.1.json"))
 
 
 def test_a_factor_can_be_changed(tmp_path):
     folder = begun(tmp_path / "stage1")
-    assert folders.state(folder, matching(weight=0.1), of(folder)) == "changed"
+    assert stage_folder.state(folder, matching(weight=0.1), of(folder)) == "changed"
 
 
 @pytest.mark.parametrize("before", ["runs/x", "/elsewhere/runs/x"])
@@ -176,6 +176,6 @@ def test_what_is_set_aside_is_kept(tmp_path):
     for content in ("first", "second"):
         (tmp_path / "stage2").mkdir()
         (tmp_path / "stage2" / "file").write_text(content)
-        folders.set_aside(tmp_path / "stage2", "why")
+        stage_folder.set_aside(tmp_path / "stage2", "why")
     assert [(tmp_path / f"stage2.{n}" / "file").read_text() for n in (1, 2)] == ["first", "second"]
     assert not (tmp_path / "stage2").exists()
