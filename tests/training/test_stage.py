@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
-from rich.console import Console
 
 from alignx_jax import config_files as configs
 from alignx_jax import exits, sharding
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
@@ -99,7 +99,7 @@ class Trainer:
                 loop.Weights(self.source, config, made),
                 data or self.data,
                 made,
-                Console(file=self.out, width=1000),
+                Screen(file=self.out, width=1000),
                 "test",
                 StopAfter(stop),
                 loop.compile_ahead(config, folder / "stage1", self.source, made) if ahead else None,
