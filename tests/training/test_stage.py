@@ -417,7 +417,7 @@ def test_a_stall_is_told(train, tmp_path, monkeypatch, where):
     else:
         instead(monkeypatch, slow)
     train(tmp_path, data=data, stall_seconds=1.0)
-    said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 for", train.out.getvalue())
+    said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 of 6 for", train.out.getvalue())
     assert said == [f"waiting for the {where}"]
     assert "in slow_call" in (tmp_path / "stage1" / "stalls.txt").read_text()
 
