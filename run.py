@@ -55,6 +55,8 @@ def prepare(session: Session) -> None:
         for one in session.data(stage, source).sources:
             found.setdefault((one.corpus.kind, one.corpus.source), one)
 
+    session.console.doing("writing the report")
+
     def tell() -> None:
         facts = report.facts(list(found.values()))
         storage.make(session.run)
@@ -97,8 +99,10 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
 
     data = session.data(stage, source, compile_ahead)
     weights = loop.Weights(source, config, session.mesh)
+    session.console.doing("choosing the layer to align")
     config = with_layer(session, config, session.run / folder, weights, data)
     agree(config)
+    session.console.doing("loading the weights")
     result = loop.train(
         config,
         session.run / folder,
@@ -215,9 +219,10 @@ def evaluate(session: Session, models: list[str]) -> None:
         )
 
     with locks.hold(folder, "--evaluation.name"):
-        with session.bars() as advance:
+        with session.bars("measuring the models") as advance:
             results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
         results["command"] = session.command
+        session.console.doing("writing the report")
         hosts.first("results", write)
 
 
@@ -255,6 +260,7 @@ def export(session: Session) -> None:
             texts["README.md"] = card.text(source, session.command, adapter=options.adapter)
         return {name: text.encode() for name, text in texts.items()}
 
+    session.console.doing("exporting the weights")
     if options.adapter:
         source.export_adapters(session.mesh, folder, card.base_name(source), others())
         loads = f"peft.PeftModel.from_pretrained(base_model, {str(folder)!r})"
@@ -279,12 +285,13 @@ def plan(session: Session, on: machines.Machine) -> None:
     choice = loop.attention_kernel(config, decoder, session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
+    session.console.doing("compiling")
     with session.console.status("compiling"):
         plans = [planning.measure(config, decoder, on)]
     session.console.print(plan_table.of_one(plans[0], on))
     if config.plan.search:
         candidates = planning.chains(config, decoder)
-        with session.bars() as advance:
+        with session.bars("compiling") as advance:
             plans += planning.search(config, candidates, lambda c: planning.measure(c, decoder, on), advance)
         session.console.print(plan_table.of_search(plans))
         best = planning.fastest(plans)
@@ -390,11 +397,14 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
     xla_flags.apply()
     if config.stage == "plan":
         on = machines.find(config)
-        plan(Session(config, on.mesh(config.mesh), console.Screen(), stop, arguments), on)
+        screen = console.Screen()
+        with screen.under_way("--stage=plan"):
+            plan(Session(config, on.mesh(config.mesh), screen, stop, arguments), on)
         return
     if config.stage in ("1", "2", "all"):
         wandb_log.check(config)
-    hosts.initialize(config.hosts)
+    with console.Screen(quiet=config.hosts.index != 0).under_way("waiting for the other processes"):
+        hosts.initialize(config.hosts)
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())
     screen, mesh = console.Screen(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)
@@ -403,7 +413,7 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
         compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))
     session = Session(config, mesh, screen, stop, arguments)
-    with jax.set_mesh(session.mesh):
+    with jax.set_mesh(session.mesh), screen.under_way(f"--stage={config.stage}"):
         match config.stage:
             case "prepare":
                 prepare(session)

@@ -10,16 +10,19 @@ import os
 import select
 import sys
 import threading
+import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TextIO
 
 from rich.console import Console
+from rich.control import Control
 from rich.segment import Segment
 from rich.text import Text
 
 from alignx_jax import exits
 
+_SILENCE = 25.0  # seconds; on a busy machine a line after them still comes within 30
 _LEAVING = 1.0  # seconds to print a last sentence
 _PIECE = 4096  # bytes that a pipe takes at once where `select` says that it takes any (PIPE_BUF)
 _JOINERS = "\u200c\u200d"  # the spelling of Persian and of Indian languages needs them
@@ -39,10 +42,52 @@ def printable(text: str, but: str = "") -> str:
 
 
 class Screen(Console):
-    """Rich's console, for which no text is markup, an emoji's name or a terminal's command."""
+    """Rich's console, for which no text is markup, an emoji's name or a terminal's command.
 
-    def __init__(self, **options):
+    Inside `under_way` it is never silent for longer than `silence` seconds: then a line, each time anew, says what is
+    under way and how far it is.
+    """
+
+    def __init__(self, silence: float = _SILENCE, **options):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self._silence, self._now = silence, None
+        self.moved()
+
+    def print(self, *objects, **options) -> None:
+        super().print(*objects, **options)
+        if not all(isinstance(x, Control) for x in objects):  # with which a live display draws itself again
+            self.moved()
+
+    def moved(self) -> None:
+        """There was something new to see: a line, or a live display that went on."""
+        self._said = time.monotonic()
+
+    def doing(self, what: str, far: str = "") -> None:
+        """What is under way from now on, inside `under_way`; its clock goes on while `what` stays the same."""
+        if self._now:
+            self._now = what, far, self._now[2] if self._now[0] == what else time.monotonic()
+
+    @contextlib.contextmanager
+    def under_way(self, what: str) -> Iterator[None]:
+        """Something that may take long; inside another one, which afterwards goes on."""
+        outer, self._now = self._now, (what, "", time.monotonic())
+        end = threading.Event()
+        speaker = threading.Thread(target=self._speak, args=[end], name="console", daemon=True)
+        if not (outer or self.quiet):
+            speaker.start()
+        try:
+            yield
+        finally:
+            self._now = outer
+            end.set()
+            if speaker.ident:
+                speaker.join(_LEAVING)  # it may be printing to who does not read
+
+    def _speak(self, end: threading.Event) -> None:
+        while not end.wait(max(0.0, self._said + self._silence - time.monotonic())):
+            if (now := self._now) and time.monotonic() >= self._said + self._silence:
+                what, far, since = now
+                say(self, f"{what}{far} ({time.monotonic() - since:,.0f} s so far)", "")
 
     def render_str(self, text: str, **options) -> Text:
         return super().render_str(printable(text, "\n"), **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import ipaddress
 import json
 import os
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src.distributed import global_state  # the count before there are devices, the address, the store of keys
 
-from alignx_jax import console, exits, link
+from alignx_jax import admission, console, exits, link
 from alignx_jax.config import HostsConfig
 from alignx_jax.exits import UserError
 
@@ -76,17 +77,27 @@ def initialize(options: HostsConfig) -> None:
     late = threading.Timer(_START, console.leave, [f"run.py: {_late(options)}", exits.PEER_LOST])
     late.daemon = True
     late.start()
+    bind = _bind_address(options)
     try:
+        if all(given) and options.index:
+            admission.ask(options.coordinator, options.index, options.count)
+        elif all(given):
+            where = bind or os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+            host, _, port = (where or options.coordinator).rpartition(":")
+            here = functools.partial(_listener, host.strip("[]") if where else None, options.count, int(port))
+            admission.admit(here, options.count)
         jax.distributed.initialize(
             options.coordinator,
             options.count,
             options.index,
             initialization_timeout=2 * _START,
-            coordinator_bind_address=_bind_address(options),
+            coordinator_bind_address=bind,
         )
         if global_state.num_processes > 1:
             _soften_abort()
             _link = _connect(global_state.process_id, global_state.num_processes)
+    except UserError:
+        raise
     except Exception as error:  # whatever a cluster's client raises
         nothing = "coordinator_address should be defined" in str(error) or "must be called before" in str(error)
         if nothing and not any(given):
@@ -259,10 +270,10 @@ def _bind_address(options: HostsConfig) -> str | None:
     return own if own and _own_address(own) else None
 
 
-def _listener(host: str | None, backlog: int) -> socket.socket:
-    """On a free port, of one address or of all; waits for a moment only."""
+def _listener(host: str | None, backlog: int, port: int = 0) -> socket.socket:
+    """On a port, a free one if 0, of one address or of all; waits for a moment only."""
     dual = host is None and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual or ":" in (host or "") else socket.AF_INET
-    server = socket.create_server((host or "", 0), family=family, backlog=backlog, dualstack_ipv6=dual)
+    server = socket.create_server((host or "", port), family=family, backlog=backlog, dualstack_ipv6=dual)
     server.settimeout(0.2)
     return server

@@ -10,11 +10,13 @@ Shapes: B rows, T tokens, D hidden size, W width of the classifier.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 
 from alignx_jax import sharding
 from alignx_jax.objectives import contrastive as contrastive_objective
@@ -58,6 +60,11 @@ def contrastive(
     Raises:
       ValueError: inside `jax.set_mesh` of a mesh with an axis "data", whose size does not divide B.
     """
+    arrays = hidden_BxTxD, source_BxT, target_BxT, sentence_Bx2
+    return _on_any_mesh(_contrastive, arrays, temperature=temperature, form=form, standardize=standardize)
+
+
+def _contrastive(hidden_BxTxD, source_BxT, target_BxT, sentence_Bx2, *, temperature, form, standardize) -> jax.Array:
     valid_GxN = _in_groups(_pairs(source_BxT, target_BxT))
     duplicates = "keep" if sentence_Bx2 is None else "mask"
     sentence_Bx2 = jnp.zeros((len(source_BxT), 2), int) if sentence_Bx2 is None else sentence_Bx2
@@ -104,6 +111,13 @@ def language_matching(
     Raises:
       ValueError: inside `jax.set_mesh` of a mesh with an axis "data", whose size does not divide B.
     """
+    arrays = hidden_BxTxD, source_BxT, target_BxT, language_Bx2, classifier
+    return _on_any_mesh(_language_matching, arrays, activation=activation, standardize=standardize)
+
+
+def _language_matching(
+    hidden_BxTxD, source_BxT, target_BxT, language_Bx2, classifier, *, activation, standardize
+) -> jax.Array:
     one_example = jnp.ones(source_BxT.shape, int)
     before = [pooling.predicting(jnp.asarray(span, int), one_example) for span in (source_BxT, target_BxT)]
     valid_GxN = _in_groups(_pairs(*before))
@@ -117,6 +131,21 @@ def language_matching(
         scope="global",
     )
     return total / jnp.maximum(matching_objective.weight(valid_Gx2N, "global"), 1)
+
+
+def _on_any_mesh(loss: Callable[..., jax.Array], arrays: tuple[Any, ...], **options: Any) -> jax.Array:
+    """`loss(*arrays, **options)`; the compiler shards what is inside, also over axes that are Explicit outside."""
+    meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arrays)))
+    mesh = next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+    if AxisType.Explicit not in mesh.axis_types:
+        return loss(*arrays, **options)
+    return _on_explicit_axes(loss, mesh, tuple(options.items()), *arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # axes change their type only where JAX traces
+def _on_explicit_axes(loss, mesh: AbstractMesh, options: tuple[tuple[str, Any], ...], *arrays) -> jax.Array:
+    scalar = jax.NamedSharding(mesh, jax.P())
+    return jax.sharding.auto_axes(functools.partial(loss, **dict(options)), out_sharding=scalar)(*arrays)
 
 
 def _sentences(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -22,9 +21,6 @@ from alignx_jax.training import runs, stopping
 
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
-
-
-_SILENT = 45.0  # seconds; a file or a scheduler's log gets a line after them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Session:
 
     def source(self, path: str) -> runs.Source:
         """The model at `path`, called by its folder's name; a stage of a run by the name of the stage."""
+        self.console.doing(f"reading {path}")
         found = runs.find(path)
         hosts.agree({f"the model {path}": found.fingerprint()})
         name = storage.absolute(storage.path(path)).name
@@ -82,8 +79,8 @@ class Session:
             self.line("flags", flags)
 
     @contextlib.contextmanager
-    def bars(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Progress bars on a terminal, elsewhere a line now and then: what is under way, how much of it is done, and of
+    def bars(self, what: str) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress bars on a terminal, elsewhere a line now and then: a part of `what`, how much of it is done, and of
         how much."""
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -91,14 +88,20 @@ class Session:
             TaskProgressColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            tasks, said = {}, time.monotonic()
+        live = self.console.is_terminal
+        with (
+            self.console.under_way(what),
+            Progress(*columns, console=self.console, transient=True, disable=not live) as bars,
+        ):
+            tasks = {}
 
             def advance(name: str, done: int, total: int) -> None:
-                nonlocal said
-                if not self.console.is_terminal and time.monotonic() > said + _SILENT:
-                    said = time.monotonic()
-                    self.line("", f"{name}: {done:,} of {total:,}")
+                if done < total:
+                    self.console.doing(name, f": {done:,} of {total:,}")
+                else:
+                    self.console.doing(what)
+                if live:
+                    self.console.moved()
                 if name not in tasks:
                     tasks[name] = bars.add_task(console.printable(name), total=total)
                 bars.update(tasks[name], completed=done, visible=done < total)
@@ -116,7 +119,7 @@ class Session:
 
     def data(self, stage: str, source: runs.Source, when_read: Callable[[], None] = lambda: None) -> pipeline.Data:
         """Builds a stage's data, or finds it built, and shows what it is; `when_read` as of `pipeline.build`."""
-        with self.bars() as advance:
+        with self.bars("reading the corpora") as advance:
             data = pipeline.build(
                 self.config,
                 stage,

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
+from rich.control import Control
 from rich.table import Table
 from rich.text import Text
 
-from alignx_jax import console, session
+from alignx_jax import console
 from alignx_jax.console import Output, Screen, printable, say
 from alignx_jax.session import Session
 
@@ -69,19 +71,69 @@ def test_no_text_is_obeyed_wherever_it_is_shown(show, terminal):
 def test_no_name_of_a_progress_bar_is_obeyed():
     file = io.StringIO()
     screen = Screen(file=file, width=400, force_terminal=True, color_system=None)
-    with Session(None, None, screen, None, []).bars() as advance:
+    with Session(None, None, screen, None, []).bars("all") as advance:
         advance(HOSTILE, 1, 2)
     assert_shown(file.getvalue())
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch):
-    file, clock = io.StringIO(), [0.0]
-    monkeypatch.setattr(session.time, "monotonic", lambda: clock[0])
-    with Session(None, None, Screen(file=file, width=80), None, []).bars() as advance:
-        for done in range(1, 101):
-            clock[0] += 1.0
-            advance("base: perplexity", done, 1000)
-    assert file.getvalue().split("\n") == [f"          base: perplexity: {n} of 1,000" for n in (46, 92)] + [""]
+class Listened(Screen):
+    """A screen that is silent for 0.02 s at most, and what it says."""
+
+    def __init__(self, silence: float = 0.02, **options):
+        super().__init__(silence, file=io.StringIO(), width=80, **options)
+
+    def hears(self, text: str) -> bool:
+        """Waits for it; a line that never comes fails after 20 s."""
+        end = time.monotonic() + 20
+        while text not in self.file.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
+        return text in self.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_long_silence_ends_with_what_is_under_way_and_how_far_it_is(terminal):
+    screen = Listened(force_terminal=terminal, color_system=None)
+    with screen.under_way("--stage=evaluate"):
+        assert screen.hears("          --stage=evaluate (0 s so far)\n")
+        with Session(None, None, screen, None, []).bars("measuring the models") as advance:
+            assert screen.hears("          measuring the models (0 s so far)\n")
+            advance("base: perplexity", 46, 1000)
+            assert screen.hears("          base: perplexity: 46 of 1,000 (0 s so far)\n")
+            advance("base: perplexity", 1000, 1000)
+        screen.doing("writing the report")
+        assert screen.hears("          writing the report (0 s so far)\n")
+    assert not [thread for thread in threading.enumerate() if thread.name == "console"]
+
+
+def test_what_is_under_way_is_said_again_and_again_with_its_time(monkeypatch):
+    screen, clock = Listened(silence=25), [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    turns = iter([False, False, False, True])
+
+    def waits(seconds: float) -> bool:
+        clock[0] += seconds
+        return next(turns)
+
+    screen.moved()
+    screen._now = "compiling the step", "", 90.0
+    screen._speak(types.SimpleNamespace(wait=waits))
+    said = [f"          compiling the step ({n} s so far)" for n in (35, 60, 85)]
+    assert screen.file.getvalue().splitlines() == said
+
+
+@pytest.mark.parametrize("show", [lambda s: s.print("a line"), lambda s: s.moved()], ids=["a line", "a bar that moves"])
+def test_what_is_shown_begins_the_silence_anew(monkeypatch, show):
+    screen, clock = Listened(silence=25), [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    show(screen)
+    clock[0] = 124.0
+    screen.print(Control())  # a live display that draws itself again has nothing new
+    assert screen._said == 100.0
+
+
+def test_a_quiet_screen_has_nobody_who_speaks():
+    with Screen(silence=0.0, quiet=True).under_way("compiling"):
+        assert "console" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_line_is_one_line_and_begins_at_the_same_place():

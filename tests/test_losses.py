@@ -88,6 +88,35 @@ def test_any_mesh_gives_the_same_losses_and_gradients(x64, padded, axis):  # noq
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-15), alone, on_mesh)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "compiled"),
+    [
+        ((4,), ("data",), True),
+        ((2, 2), ("data", "model"), True),
+        ((2, 2), ("x", "y"), True),
+        ((2, 1), ("data", "model"), False),
+    ],
+)
+def test_explicit_axes_give_the_same_losses_and_gradients(x64, padded, shape, axes, compiled):  # noqa: F811
+    hidden, source, target, sentence, language, classifier = padded
+    hidden = np.concatenate([hidden, hidden[:, :, :1]], axis=2)  # 6 features: two devices share them
+    classifier = losses.Classifier(*(np.pad(kernel, ((0, 2), (0, 0))) for kernel in classifier[:2]), classifier[2])
+
+    def total(hidden, classifier, source, target):
+        matched = losses.language_matching(hidden, source, target, language, classifier)
+        return losses.contrastive(hidden, source, target, sentence_Bx2=sentence) + matched
+
+    both = jax.value_and_grad(total, argnums=(0, 1))
+    alone = jax.jit(both)(hidden, classifier, source, target)
+    mesh = jax.make_mesh(shape, axes, devices=jax.devices()[: np.prod(shape)])  # as JAX makes it: Explicit
+    spec = jax.P(axes[0], None, *axes[1:])  # rows over the first, features over the second
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(hidden, jax.NamedSharding(mesh, spec)), jax.tree.map(jnp.asarray, classifier)
+        masks = (jax.device_put(mask, jax.NamedSharding(mesh, jax.P(axes[0]))) for mask in (source, target))
+        on_mesh = (jax.jit(both) if compiled else both)(*placed, *masks)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-13), alone, on_mesh)
+
+
 def test_no_pair_costs_nothing(padded):
     hidden, source, target, _, language, classifier = padded
     nothing = np.zeros_like(source)

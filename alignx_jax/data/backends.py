@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,20 @@ class Fast:
         return ()
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        encodings = self._encoded(self._rust.encode_batch, texts)
+        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
+
+    def ids_of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(e.ids, np.int32) for e in self._encoded(self._rust.encode_batch_fast, texts)]
+
+    def _encoded(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
         try:
-            encodings = self._rust.encode_batch(list(texts), add_special_tokens=False)
+            return encode(list(texts), add_special_tokens=False)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of Rust is no Exception
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"tokenizer.json cannot encode a text ({reason}); take the published file") from error
-        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
 
     def number(self, content: str) -> int | None:
         """The id of a token as it is spelled in the file."""
@@ -209,6 +215,9 @@ class SentencePiece:
             made = processor.encode([text for _, text, _ in parts], return_type="offset_mapping", num_threads=-1)
             encoded[processor] = iter(made)
         return [_joined([self._encoding(part, encoded) for part in of]) for of in split]
+
+    def ids_of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [ids for ids, _ in self.encode_batch(texts)]
 
     def _split(self, text: str) -> Iterator[tuple[Any, str, int]]:
         """What encodes it, a processor or None for an added token, the text of each part and where it begins."""

@@ -233,8 +233,10 @@ def _encoded(
     lengths = {"cutoff": config.cutoff, "overlong": config.overlong}
     marking = {"loss_on": config.loss_on, "min_target_tokens": config.min_target_tokens if kind == "parallel" else None}
     encodings = iter(tokenizer.encode_batch([item.prompt.text for item in items if item.prompt]))
-    sides = ("source", "target") if kind == "parallel" and config.spans == "separate" else ()
-    alone = zip(*(tokenizer.encode_batch([getattr(item, side) for item in items]) for side in sides), strict=True)
+    alone = {}
+    if kind == "parallel" and config.spans == "separate":  # once for both directions
+        sentences = list(dict.fromkeys(text for item in items for text in (item.source, item.target)))
+        alone = dict(zip(sentences, tokenizer.ids_of_batch(sentences), strict=True))
     for item in items:
         if item.messages:
             if tokenizer.chats is None:
@@ -249,9 +251,8 @@ def _encoded(
                 yield bad.at(item.origin)
             continue
         example = mark(next(encodings), item.prompt, tokenizer, **lengths, **marking)
-        sentences = next(alone, None)
-        if isinstance(example, Example) and sentences:
-            example = set_apart(example, *(ids for ids, _ in sentences), tokenizer, config.cutoff)
+        if isinstance(example, Example) and alone:
+            example = set_apart(example, alone[item.source], alone[item.target], tokenizer, config.cutoff)
         yield example
 
 

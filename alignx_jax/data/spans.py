@@ -60,13 +60,13 @@ def mark(
     Labels are all tokens, or those from the first of the response on, but the first of all, which nothing predicts.
     """
     ids, offsets = encoding
-    begun = tokenizer.begin(ids)
-    first = len(begun) - len(ids)
+    before = np.array(tokenizer.before(ids), np.int32)
+    first = len(before)
     source, target = (
         (start + first, end + first) if end else (0, 0)
         for start, end in (token_range(offsets, prompt.source), token_range(offsets, prompt.target))
     )
-    tokens = np.array([*begun, tokenizer.eos_id], np.int32)
+    tokens = np.concatenate([before, ids, [tokenizer.eos_id]], dtype=np.int32)
     if len(tokens) > cutoff and overlong == "drop":
         return "overlong"
     tokens = tokens[:cutoff]
@@ -111,16 +111,16 @@ def set_apart(
     Each is its bare text, behind BOS where the tokenizer adds it.
     Dropped as overlong if all of it is longer than the cutoff.
     """
-    bos = tokenizer.prefix
+    bos = np.array(tokenizer.prefix, np.int32)
     source = len(example.tokens)
     target = source + len(bos) + len(source_ids)
-    tokens = np.array([*example.tokens, *bos, *source_ids, *bos, *target_ids], np.int32)
+    tokens = np.concatenate([example.tokens, bos, source_ids, bos, target_ids])
     if len(tokens) > cutoff:
         return "overlong"
     return dataclasses.replace(
         example,
         tokens=tokens,
-        labels=np.pad(example.labels, (0, len(tokens) - source)),
+        labels=np.concatenate([example.labels, np.zeros(len(tokens) - source, bool)]),
         source=(source + len(bos), target),
         target=(target + len(bos), len(tokens)),
         alone=(source, target),

@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from alignx_jax.data.backends import Encoding, Fast, SentencePiece, added_tokens
 from alignx_jax.data.controls import Controls
 from alignx_jax.exits import UserError
@@ -38,6 +40,7 @@ class _Backend(Protocol):
     text_size: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
+    def ids_of_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
@@ -108,8 +111,11 @@ class Tokenizer:
 
     def begin(self, ids: Sequence[int]) -> list[int]:
         """`ids` behind `prefix`, unless they begin with it: a template may write BOS itself."""
-        ids, count = list(ids), len(self.prefix)
-        return ids if tuple(ids[:count]) == self.prefix else [*self.prefix, *ids]
+        return [*self.before(ids), *ids]
+
+    def before(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """What `begin` puts before `ids`."""
+        return () if tuple(ids[: len(self.prefix)]) == self.prefix else self.prefix
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Ids and character offsets of each text, taken to the letter; marks (`controls`) are control tokens.
@@ -120,6 +126,10 @@ class Tokenizer:
           UserError: a regular expression of the tokenizer that never ends on such a text.
         """
         return self.backend.encode_batch(texts)
+
+    def ids_of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_batch` without the offsets, which take a third of its time."""
+        return self.backend.ids_of_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens and those that the tokenizer does not have."""

@@ -78,7 +78,9 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     options, source, sentences = config.evaluation, subject.source, material.sentences
     encoder = tokenizer.load(source.huggingface, source.decoder_config().vocab_size)
     eos_ids = sorted({*huggingface.stop_ids(source.huggingface, encoder.eos_id), *chats.turn_ends(encoder)})
+    advance(f"{source.name}: loading the weights", 0, 1)
     decoder, classifier = source.load(mesh), source.load_classifier(mesh)  # at once: a run may be training
+    advance(f"{source.name}: loading the weights", 1, 1)
     dtype = jnp.dtype(config.training.compute_dtype)
     shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
 

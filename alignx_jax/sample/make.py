@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 from flax import nnx
-from rich.console import Console
 
 from alignx_jax import sharding
 from alignx_jax.config import ObjectiveConfig, OptimizerConfig
+from alignx_jax.console import Screen
 from alignx_jax.data import packing, prompts, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
@@ -144,7 +144,7 @@ def pretrain(sentences: list[dict[str, str]], encoder: tokenizer.Tokenizer, step
         now = state.create(params, optimizer.build(settings, steps), mesh)
         update = step.compiled_for(now, graph=graph, recipe=recipe, config=settings)
         done = 0
-        with progress.StageProgress(Console(), "pre-training", 0, steps) as bar:
+        with progress.StageProgress(Screen(), "pre-training", 0, steps) as bar:
             while done < steps:
                 for rows in _rows(encoder, documents(sentences, 2048, rng)):
                     placed = jax.tree.map(lambda x: sharding.place_rows(x, mesh), rows)

@@ -10,11 +10,10 @@ import time
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from rich.console import Console
 
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.config import Config
-from alignx_jax.console import say
+from alignx_jax.console import Screen, say
 from alignx_jax.data import cache, corpora, pipeline, prompts
 from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
@@ -243,7 +242,7 @@ def train(
     weights: Weights,
     data: pipeline.Data,
     mesh: Mesh,
-    console: Console,
+    console: Screen,
     title: str,
     stop: stopping.Stop,
     ahead: Step | None = None,

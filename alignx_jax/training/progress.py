@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +19,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from alignx_jax.console import say
+from alignx_jax.console import Screen, say
 
 SHORT = {"loss": "loss", "next_token": "next-token", "contrastive": "contrastive", "language_matching": "matching"}
 Batch = TypeVar("Batch")
@@ -52,7 +51,7 @@ class StageProgress:
       best_seconds: what a step's model FLOPs take at the devices' peak, for the MFU; None where that is not known.
     """
 
-    def __init__(self, console: Console, title: str, first: int, last: int, best_seconds: float | None = None):
+    def __init__(self, console: Screen, title: str, first: int, last: int, best_seconds: float | None = None):
         self._console, self._title, self._first, self._last = console, title, first, last
         self._best_seconds, self._waited = best_seconds, 0.0
         self._every = max(1, (last - first) // _LINES)
@@ -104,7 +103,9 @@ class StageProgress:
             rates["mfu"] = self._best_seconds * (step - self._first) / elapsed
             text += f"  MFU {rates['mfu']:.1%}"
         self._bar.update(self._task, completed=step, text=text)
-        if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
+        if self._console.is_terminal:
+            self._console.moved()
+        elif step % self._every == 0 or step == self._last:
             left = elapsed / max(step - self._first, 1) * (self._last - step)
             self.note(f"{self._title} {step}/{self._last}  {text}  {duration(left)} left")
         return rates

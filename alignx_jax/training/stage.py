@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from rich.console import Console
 
 from alignx_jax import hosts, sharding, storage
 from alignx_jax.batch import Batch
 from alignx_jax.config import Config
-from alignx_jax.console import say
+from alignx_jax.console import Screen, say
 from alignx_jax.data import pipeline
 from alignx_jax.exits import Diverged, Interrupted, StorageError, UserError
 from alignx_jax.models.architecture import DecoderConfig
@@ -88,7 +87,7 @@ class Stage:
         step: Step,
         data: pipeline.Data,
         mesh: Mesh,
-        console: Console,
+        console: Screen,
         stop: stopping.Stop,
         begun: float,
         accept: Callable[[], None] | None = None,
@@ -108,7 +107,7 @@ class Stage:
         self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
         self.balance = balance.compiled(step.graph, step.recipe)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
-        self.watch = watch.Watch(config.training.stall_seconds, folder, self.note)
+        self.watch = watch.Watch(config.training.stall_seconds, folder, console)
         self.log: metrics.MetricsLog | None = None  # of the first process
         self.wandb: wandb_log.WandbLog | None = None  # of the first process, if asked for
         self.connected: set[str] = set()  # auxiliary losses whose gradient has reached the model in this run
@@ -127,6 +126,7 @@ class Stage:
                 self.run(title)
         except BaseException as error:
             raised.append(error)
+        self.console.doing("finishing the stage's files")
         raised += self.close()
         if raised:
             raise _all_told(raised, self.folder)
@@ -151,6 +151,7 @@ class Stage:
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
         elif self.first:
+            self.watch.doing(f"restoring step {self.first}")
             self.state = self.checkpoints.restore(self.first, self.step.like)
             if self.step.like.frozen:
                 self.state = self.step.go_on(self.state, load())
@@ -158,6 +159,7 @@ class Stage:
         else:
             if logged:
                 self.note(f"{self.folder}: no checkpoint was saved before; beginning again ({len(logged)} steps)")
+            self.watch.doing("building the first state")
             self.state = self.step.begin(load())
             if not hosts.share("validated", bool(metrics.read(self.folder, "validation"))):
                 self.validate(0)
@@ -171,7 +173,7 @@ class Stage:
         own = sharding.own_rows(split.rows_per_step, self.mesh)
         batches = split.batches(start, own)
         for number in range(start + 1, split.steps + 1):
-            self.watch.doing(f"{waiting} {number}")
+            self.watch.doing(f"{waiting} {number} of {split.steps}")
             place = functools.partial(sharding.place_rows, mesh=self.mesh, own=own, rows=split.rows_per_step)
             yield number, jax.tree.map(place, next(batches))
 
@@ -234,7 +236,7 @@ class Stage:
             waited = time.monotonic() - asked
             for step, batch in bar.watch(self.batches(self.data.train, self.first, "waiting for the data of step")):
                 first = step == self.first + 1
-                self.watch.doing(f"waiting for the device at step {step}")
+                self.watch.doing(f"waiting for the device at step {step} of {self.last}")
                 self.state, values = self.profiler.run(
                     step, functools.partial(train_step, self.state, batch, self.steps)
                 )
@@ -293,7 +295,7 @@ class Stage:
 
     def report(self, step: int, values: dict[str, jax.Array]) -> None:
         """Brings a finished step's metrics to the host, looks at them, shows and logs them."""
-        self.watch.doing(f"waiting for the device at step {step}")
+        self.watch.doing(f"waiting for the device at step {step} of {self.last}")
         values = {k: float(v) for k, v in jax.device_get(values).items()}
         if values.get("skipped"):
             self.skipped += 1

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 from alignx_jax import console, hosts, storage
 
 
 class Watch:
     """As a context, a thread that reports when `doing` was not called for some time, again and again; it stops nothing.
+    What is under way is said on the screen too.
 
     Args:
       seconds: how long one thing may take.
       folder: where `stalls.txt` gets the Python stacks of all threads; of a remote one they are on stderr. Of several
         processes each but the first has a file of its own, `stalls.3.txt`: they often stall together.
-      tell: shows a sentence. All processes but the first, which show nothing, write it to stderr instead.
+      screen: shows it. All processes but the first, which show nothing, write it to stderr instead.
     """
 
-    def __init__(self, seconds: float, folder: storage.Path, tell: Callable[[str], None]):
-        self._seconds, self._folder = seconds, folder
-        self._tell = tell if hosts.is_first() else console.warn
+    def __init__(self, seconds: float, folder: storage.Path, screen: console.Screen):
+        self._seconds, self._folder, self._screen = seconds, folder, screen
+        self._tell = functools.partial(console.say, screen) if hosts.is_first() else console.warn
         self._stacks = folder / ("stalls.txt" if hosts.is_first() else f"stalls.{hosts.index()}.txt")
         self._who = f"process {hosts.index()} of {hosts.count()}: " if hosts.count() > 1 else ""
         self._now = "starting", time.monotonic()
@@ -34,14 +35,18 @@ class Watch:
     def doing(self, what: str) -> None:
         """Something new is under way; the clock starts again."""
         self._now = what, time.monotonic()
+        self._screen.doing(what)
 
     def __enter__(self) -> Watch:
+        self._under_way = self._screen.under_way(self._now[0])
+        self._under_way.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *error) -> None:
         self._end.set()
         self._thread.join()
+        self._under_way.__exit__(*error)
 
     def _watch(self) -> None:
         reported, count = None, 0

@@ -31,12 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import config_files as configs
 from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig, TranslationConfig
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, statistics, translation, translation_scores
 from alignx_jax.training import loop, metrics, runs, stopping
@@ -105,7 +105,7 @@ def train(arm: str, options: Options, mesh: Mesh, folder: pathlib.Path) -> dict[
     source, began = runs.find(config.model), time.monotonic()
     data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        console, weights = Console(file=log, width=140), loop.Weights(source, config, mesh)
+        console, weights = Screen(file=log, width=140), loop.Weights(source, config, mesh)
         result = loop.train(config, folder / "stage1", weights, data, mesh, console, arm, stopping.Stop())
     steps = metrics.read(folder / "stage1", "train")
     return {
@@ -232,7 +232,7 @@ def summary(arms: Mapping[str, Mapping[str, Any]], options: Options) -> dict[str
     return found
 
 
-def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+def show(found: Mapping[str, Mapping[str, Any]], console: Screen) -> None:
     table = Table(title="after 30 steps", show_lines=False)
     names = list(dict.fromkeys(name for line in found.values() for name in line))
     table.add_column("")
@@ -250,7 +250,7 @@ def show(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
 
 
 def main(options: Options) -> None:
-    console, mesh = Console(width=160), None
+    console, mesh = Screen(width=160), None
     sharding.prepare_devices("1x1")
     options.to.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(options.to / "cache/compiled"))

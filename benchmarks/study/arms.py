@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 import jax
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import config_files as configs
@@ -42,6 +41,7 @@ from alignx_jax.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.training import loop, metrics, runs, stopping
 from benchmarks.study.base import DATA
@@ -125,7 +125,7 @@ def stages(arm: str, seed: int, options: Options, learning_rate: float | None = 
     return {"1": configs.check(changed(STUDY, common | ARMS[arm])), "2": configs.check(changed(STUDY, common | second))}
 
 
-def run(name: str, plan: dict[str, Config], console: Console, folder: pathlib.Path) -> dict:
+def run(name: str, plan: dict[str, Config], console: Screen, folder: pathlib.Path) -> dict:
     """Both stages in `folder`; returns, and leaves in `done.json`, what they were and what they took."""
     done = folder / "done.json"
     if done.is_file():
@@ -136,7 +136,7 @@ def run(name: str, plan: dict[str, Config], console: Console, folder: pathlib.Pa
         for stage, config in plan.items():
             config = dataclasses.replace(config, model=start)
             start = str(folder / f"stage{stage}")
-            facts[f"stage{stage}"] = _train(name, stage, config, pathlib.Path(start), Console(file=log, width=140))
+            facts[f"stage{stage}"] = _train(name, stage, config, pathlib.Path(start), Screen(file=log, width=140))
     write_whole(done, facts)
     both = [facts[f"stage{stage}"] for stage in plan]
     took = " and ".join(f"{s['steps']} steps, {s['tokens']:,} tokens, {s['seconds']:.0f} s" for s in both)
@@ -151,7 +151,7 @@ def write_whole(file: pathlib.Path, facts: dict) -> None:
     fresh.replace(file)
 
 
-def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console: Console) -> dict:
+def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console: Screen) -> dict:
     source, mesh, began = runs.find(config.model), sharding.make_mesh(config.mesh), time.monotonic()
     with jax.set_mesh(mesh):
         data = pipeline.build(config, stage, tokenizer.load(source.huggingface))
@@ -177,7 +177,7 @@ def finished(folder: pathlib.Path) -> dict[tuple[str, int], dict]:
     return {(arm, int(file.parent.name)): json.loads(file.read_text(encoding="utf-8")) for arm, file in files}
 
 
-def show(console: Console, found: Iterable[dict]) -> None:
+def show(console: Screen, found: Iterable[dict]) -> None:
     table = Table(title="validation losses, before and after: stage 1, and next token in stage 2")
     losses = ("loss", "next_token", "contrastive", "language_matching")
     for name in ("", *losses, "stage 2"):
@@ -193,7 +193,7 @@ def show(console: Console, found: Iterable[dict]) -> None:
 
 
 def main(options: Options) -> None:
-    console = Console()
+    console = Screen()
     sharding.prepare_devices(next((ARMS[arm]["mesh"] for arm in options.arms if "mesh" in ARMS[arm]), "1x1"))
     jax.config.update("jax_compilation_cache_dir", str(options.to / "cache/compiled"))
     if options.learning_rates:

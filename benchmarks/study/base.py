@@ -36,11 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
@@ -233,7 +233,7 @@ def held_out_losses(source: runs.Source, training: Config, facts: dict, mesh: Me
     return found
 
 
-def show(console: Console, title: str, rows: dict[str, dict[str, float]]) -> None:
+def show(console: Screen, title: str, rows: dict[str, dict[str, float]]) -> None:
     table = Table(title=title)
     for name in ("", *next(iter(rows.values()))):
         table.add_column(name, justify="right" if name else "left")
@@ -243,7 +243,7 @@ def show(console: Console, title: str, rows: dict[str, dict[str, float]]) -> Non
 
 
 def main(options: Options) -> None:
-    console, corpus, random = Console(), options.to / "corpus", options.to / "random"
+    console, corpus, random = Screen(), options.to / "corpus", options.to / "random"
     if not (corpus / "facts.json").is_file():
         text = sentences(options.data)
         train_tokenizer(text, options.vocabulary, options.to / "tokenizer")

@@ -10,9 +10,9 @@ import pathlib
 import numpy as np
 import pytest
 import transformers
-from rich.console import Console
 
 from alignx_jax.config import Config
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
 from benchmarks.study import arms, base, measure, tables
 
@@ -190,7 +190,7 @@ def test_every_script_from_data_to_tables(data, tmp_path, monkeypatch):
         assert next_token[stage]["steps"] == alignx[stage]["steps"] > 1
         assert next_token[stage]["tokens"] == alignx[stage]["tokens"] > 1000
     assert "contrastive" in alignx["stage1"]["after"] and "contrastive" not in next_token["stage1"]["after"]
-    assert arms.run("again", {}, Console(), tmp_path / "runs/alignx/0") == alignx
+    assert arms.run("again", {}, Screen(), tmp_path / "runs/alignx/0") == alignx
 
     monkeypatch.setattr(measure, "CODES", ("en", *CODES))
     measure.main(measure.Options(tmp_path / "base/model", tmp_path / "runs", data))

@@ -43,6 +43,7 @@ def test_ids_are_those_of_the_libraries(any_tokenizer, texts):
     encode, _, _ = _reference(folder)
     expected = [encode(text) for text in texts]
     assert [ids.tolist() for ids, _ in ours.encode_batch(texts)] == expected
+    assert [ids.tolist() for ids in ours.ids_of_batch(texts)] == expected
     assert [ours.decode(ids).strip() for ids in expected] == texts
 
 

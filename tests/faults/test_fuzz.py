@@ -7,6 +7,7 @@ gives the figures of docs/reliability.md. The inputs are the same each time; wit
 many, at random. What hypothesis draws is a valid file and up to three numbered changes of it: a failure shrinks to few.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -22,12 +23,14 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignx_jax import config_files as configs
-from alignx_jax.data import multiway_files, prompts, readers, sources
+from alignx_jax.data import chats, multiway_files, prompts, readers, sources, tokenizer
 from alignx_jax.data.builders import published
+from alignx_jax.data.fields import Bad
 from alignx_jax.data.languages import normalize
 from alignx_jax.evaluation import scoring
 from alignx_jax.exits import UserError
@@ -183,6 +186,7 @@ SHARED = {"conversations": [{"from": "human", "value": "Hei"}, {"from": "gpt", "
 STATE = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_format_type": None}
 ITEM = {"premise": "It rained.", "choice1": "I got wet.", "choice2": "I flew.", "question": "effect", "label": 0}
 ITEM |= {"idx": 3, "lang": "en"}
+SPELLED = {"messages": [{"role": "user", "content": "a</s>b<|end|>"}, {"role": "assistant", "content": "</s> c"}]}
 TEXT = b"Guten Tag\nEin Hund\n\xe6\x97\xa5\n"
 
 
@@ -260,6 +264,40 @@ def template(folder, data):
     assert prompt.text.encode() and prompt.text[slice(*prompt.source)] == "{source}"
     assert "<class" not in prompt.text
     return prompt
+
+
+def tokenizer_folder(name):
+    """A folder of which one file is changed: whatever is read encodes text, and writes chats if it has a template."""
+
+    def read(folder, data):
+        for file, content in TOKENIZER.items():
+            write(folder / file, data if file == name else content)
+        made = tokenizer.load(folder)
+        try:
+            assert all(0 <= i < made.vocab_size for i in made.begin(made.encode_batch(["Ein Hund <|end|>"])[0][0]))
+            if made.chats:
+                chats.encode(CHAT["messages"], made)
+        except (Bad, UserError) as error:  # of a text or a chat, whose place the caller adds
+            raise UserError(f"{folder}: {error}") from error
+        return made
+
+    return read
+
+
+def controls(folder, data):
+    """What a chat spells is no control token: those of its ids are the template's."""
+    records = instructions("i.jsonl")(folder, data) or readers.read_instructions([folder / "i.jsonl"])
+    for file, content in TOKENIZER.items():
+        write(folder / file, content)
+    made = tokenizer.load(folder)
+    for record in records:
+        if "messages" in record:
+            messages = json.loads(record["messages"])
+            try:
+                ids, _ = chats.encode(messages, made)
+            except Bad as error:
+                raise UserError(f"{record['origin']}: {error}") from error
+            assert ids.tolist().count(made.eos_id) == len(messages)
 
 
 def run_config(folder, data):
@@ -343,6 +381,26 @@ LINEAGE = {
 RUN = json.loads(configs.to_json(configs.Config(model="m", seed=3)))
 
 
+def _tokenizer() -> dict[str, bytes]:
+    """Bytes as tokens, two control tokens, a chat template: the files of a folder."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({c: n for n, c in enumerate(letters)}, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>", "<|end|>"])
+    turns = (
+        "{% for m in messages %}{{ m['role'] }}: {% generation %}{{ m['content'] }}</s>{% endgeneration %}{% endfor %}"
+    )
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    return {
+        "tokenizer.json": made.to_str().encode(),
+        "tokenizer_config.json": json.dumps(named | {"chat_template": turns}).encode(),
+    }
+
+
+TOKENIZER = _tokenizer()
+
+
 def header(data: bytes) -> bytes:
     """The changed file with the length of its header right again, so that more of them are parsed."""
     start = data.find(b"{")
@@ -409,6 +467,13 @@ KINDS = {  # name: inputs, strategy, reader
     "multi-way folder": (5_000, damaged(TEXT), multiway("de.txt")),
     "XCOPA": (7_000, damaged(encoded(ITEM, ITEM)), choices),
     "prompt template": (7_000, damaged(encoded(ALPACA), encoded(SHORT)), template),
+    "tokenizer.json": (300, damaged(TOKENIZER["tokenizer.json"]), tokenizer_folder("tokenizer.json")),
+    "tokenizer_config.json": (
+        300,
+        damaged(TOKENIZER["tokenizer_config.json"]),
+        tokenizer_folder("tokenizer_config.json"),
+    ),
+    "chats that spell control tokens": (300, damaged(encoded(SPELLED, CHAT)), controls),
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
     "lineage.json of a run": (3_000, damaged(encoded(LINEAGE)), lineage_record),
     "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
@@ -427,6 +492,8 @@ def test_only_clean_errors(kind, tmp_path):
     count, inputs, read = KINDS[kind]
     count = int(count * float(TIMES or 1))
     root = pathlib.Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path))
+    with contextlib.suppress(UserError):
+        read(root, b"{}")  # what libraries import at first is no input's time
     outcomes, slowest, before = Counter(), 0.0, _most_memory(anew=True)
 
     @settings(

@@ -5,7 +5,6 @@ import re
 import time
 
 import pytest
-from rich.console import Console
 
 from alignx_jax.console import Screen
 from alignx_jax.training import progress
@@ -25,7 +24,7 @@ class Clock:
 def run(monkeypatch, best_seconds: float | None) -> tuple[list[dict[str, float]], str]:
     """Five steps of 2 s, each of which waits 0.5 s for its batch; the clock restarts after the first."""
     clock, file = Clock(monkeypatch), io.StringIO()
-    bar = progress.StageProgress(Console(file=file), "stage", 0, 5, best_seconds)
+    bar = progress.StageProgress(Screen(file=file), "stage", 0, 5, best_seconds)
     rates = []
     for step, _ in enumerate(bar.watch(clock.slow(0.5, range(5))), start=1):
         clock.now += 1.5

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
-from rich.console import Console
 
 from alignx_jax import config_files as configs
 from alignx_jax import exits, sharding
+from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
@@ -100,7 +100,7 @@ class Trainer:
                 loop.Weights(self.source, config, made),
                 data or self.data,
                 made,
-                Console(file=self.out, width=1000),
+                Screen(file=self.out, width=1000),
                 "test",
                 StopAfter(stop),
                 loop.compile_ahead(config, folder / "stage1", self.source, made) if ahead else None,
@@ -457,7 +457,7 @@ def test_a_stall_is_told(train, tmp_path, monkeypatch, where):
     else:
         instead(monkeypatch, slow)
     train(tmp_path, data=data, stall_seconds=1.0)
-    said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 for", train.out.getvalue())
+    said = re.findall(r"stalled: (waiting for the \w+) (?:of|at) step 3 of 6 for", train.out.getvalue())
     assert said == [f"waiting for the {where}"]
     assert "in slow_call" in (tmp_path / "stage1" / "stalls.txt").read_text()
 
