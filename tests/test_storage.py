@@ -1,5 +1,6 @@
 """Runs in object storage: the real program on gs:// of a server on this machine, which takes Google's place."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -15,9 +16,11 @@ import safetensors.numpy
 
 from alignx_jax import config_files, exits, sharding, storage
 from alignx_jax.config import Config, DataConfig
+from alignx_jax.evaluation import folders
 from alignx_jax.exits import UserError
 from alignx_jax.training import runs
 from tests import processes
+from tests.evaluation import results_example
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -195,6 +198,50 @@ def test_an_export_has_its_config_last_and_starts_again(bucket, monkeypatch):
     assert bucket.names("hf/again") == rest | {"config.json"} and bucket.read("hf/again/README.md") == b"card"
     with pytest.raises(UserError, match="gs://bucket/hf/again exists already"):
         source.export(decoder, "gs://bucket/hf/again", others=card)
+
+
+@pytest.mark.slow
+def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
+    """Killed before each file that is written, copied or deleted: what has an evaluation.json is whole."""
+    import gcsfs
+
+    run, left = storage.path("gs://bucket/measured"), [99]
+    place = run / "evaluation" / "dev"
+    files = {"evaluation.json", "report.html", "tensorboard/events"}
+
+    def counted(real):
+        async def call(*args, **kwargs):
+            if not left[0]:
+                raise OSError("the line is dead")
+            left[0] -= 1
+            return await real(*args, **kwargs)
+
+        return call
+
+    for name in ("_put_file", "_cp_file", "_rm_file"):
+        monkeypatch.setattr(gcsfs.GCSFileSystem, name, counted(getattr(gcsfs.GCSFileSystem, name)))
+
+    def fill(folder: pathlib.Path) -> None:
+        (folder / "report.html").write_text("page")
+        (folder / "tensorboard").mkdir()
+        (folder / "tensorboard" / "events").write_bytes(b"events")
+
+    first = results_example.build(models=2, languages=2, layers=2)
+    again, other = first | {"machine": "again"}, first | {"config": {"seed": 1}}
+    folders.write(first, place, fill)
+    for results in (again, other):
+        for calls in range(1, 99):
+            left[0] = calls
+            with contextlib.suppress(OSError):
+                folders.write(results, place, fill)
+            done, left[0] = left[0] > 0, 99
+            whole = folders.of_run(run)
+            assert whole, calls
+            assert all(bucket.names(f"measured/evaluation/{name}") == files for name in whole)
+            if done:
+                break
+        assert folders.read(place)["config"] == results["config"]
+        assert first["config"] in [of["config"] for of in whole.values()]
 
 
 @pytest.mark.slow

@@ -20,6 +20,20 @@ FILE = "evaluation.json"
 """Is written last in object storage: a folder without it is no evaluation."""
 _MODEL = ("name", "path", "parameters", "align_layer", "baseline_layer", "step", "weights", "training")
 """What tells two models, or one before and after more training, apart."""
+_ELSEWHERE = (
+    "stage",
+    "run",
+    "model",
+    "compare",
+    "mesh",
+    "topology",
+    "accept_changes",
+    "profile",
+    "export",
+    "plan",
+    "hosts",
+)
+"""Settings that are no part of what was measured, or are in the models."""
 
 
 def place(run: storage.Path, options: EvaluationConfig) -> storage.Path:
@@ -147,4 +161,5 @@ def _is_again(folder: storage.Path, results: dict[str, Any]) -> bool:
 
 def _what(results: dict[str, Any]) -> list[Any]:
     models = [[model.get(key) for key in _MODEL] for model in results["models"]]
-    return [results["sentences"], results["config"], models]
+    settings = {name: value for name, value in results["config"].items() if name not in _ELSEWHERE}
+    return [results["sentences"], settings, models]

@@ -76,11 +76,12 @@ def test_the_same_is_replaced_and_another_is_kept(tmp_path):
     place = tmp_path / "evaluation" / "dev"
     first = results()
     assert folders.write(first, place, fill) is None
-    assert folders.write(first | {"date": "2026-12-01", "machine": "another"}, place, fill) is None
+    again = first | {"date": "2026-12-01", "machine": "another", "config": first["config"] | {"mesh": "1x1"}}
+    assert folders.write(again, place, fill) is None
     assert names(tmp_path) == ["dev"] and folders.read(place)["machine"] == "another"
     changed = [
         results(sha256="1" * 64),
-        first | {"config": {"seed": 1}},
+        first | {"config": first["config"] | {"seed": 1}},
         json.loads(json.dumps(first).replace('"step": 400', '"step": 200')),
         json.loads(json.dumps(first).replace('"weights": null', '"weights": "0af1"')),
     ]
