@@ -229,7 +229,7 @@ def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
     first = results_example.build(models=2, languages=2, layers=2)
     again, other = first | {"machine": "again"}, first | {"config": {"seed": 1}}
     folders.write(first, place, fill)
-    for results, kept in ((again, {"dev"}), (other, {"dev", "dev.1"})):
+    for results in (again, other):
         for calls in range(1, 99):
             left[0] = calls
             with contextlib.suppress(OSError):
@@ -240,7 +240,8 @@ def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
             assert all(bucket.names(f"measured/evaluation/{name}") == files for name in whole)
             if done:
                 break
-        assert folders.read(place)["config"] == results["config"] and kept <= set(folders.of_run(run))
+        assert folders.read(place)["config"] == results["config"]
+        assert first["config"] in [of["config"] for of in whole.values()]
 
 
 @pytest.mark.slow
