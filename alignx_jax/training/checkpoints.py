@@ -163,7 +163,7 @@ class Checkpoints:
         """The newest step ever saved, whether it is there or not; None also where its record cannot be read."""
         try:
             return int(json.loads((self._folder / _LATEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def save(self, step: int, state: TrainState, validation_loss: float | None) -> None:
@@ -313,7 +313,7 @@ class Checkpoints:
                 return record
         except FileNotFoundError:
             raise Damaged(f"{CHECKSUMS} is missing") from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             pass
         raise Damaged(f"{CHECKSUMS} is damaged")
 

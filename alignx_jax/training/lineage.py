@@ -138,7 +138,7 @@ def exported(folder: storage.Path) -> str | None:
     """Digest of the weights in the folder of an export; None where it has no record."""
     try:
         return json.loads((folder / FILE).read_bytes())["weights"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

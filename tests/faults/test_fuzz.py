@@ -27,16 +27,18 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignx_jax import card, saved
 from alignx_jax import config_files as configs
 from alignx_jax.data import chats, multiway_files, prompts, readers, sources, tokenizer
 from alignx_jax.data.builders import published
 from alignx_jax.data.fields import Bad
 from alignx_jax.data.languages import normalize
-from alignx_jax.evaluation import scoring
+from alignx_jax.evaluation import folders, scoring, verdict
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.weights import open_weights
-from alignx_jax.training import lineage, runs
+from alignx_jax.training import checkpoints, lineage, runs
+from tests.evaluation import results_example
 
 pytestmark = pytest.mark.slow
 
@@ -311,6 +313,24 @@ def run_config(folder, data):
     return config
 
 
+def facts(folder, data):
+    return saved.read(write(folder / "data.json", data), card._Facts, "start the stage again")
+
+
+def evaluation(folder, data):
+    write(folder / folders.FILE, data)
+    return verdict.verdicts(folders.read(folder))
+
+
+def checksums(folder, data):
+    (folder / "4").mkdir(exist_ok=True)
+    write(folder / "4" / checkpoints.CHECKSUMS, data)
+    try:
+        return checkpoints.Checkpoints(folder)._checksums(4)
+    except checkpoints.Damaged as error:
+        raise UserError(f"{folder}/4: {error}") from error
+
+
 def lineage_record(folder, data):
     write(folder / lineage.FILE, data)
     return lineage.read(folder)
@@ -373,6 +393,14 @@ SHORT = {
     "prompt_no_input": "{instruction}",
     "translation": "to {target_language}",
 }
+FACTS = {
+    "languages": ["de", "en"],
+    "examples": 12,
+    "held_out": 3,
+    "sources": [{"kind": "parallel", "source": "/pairs.jsonl", "records": 15}],
+}
+SUMMED = {"step": 4, "validation_loss": 2.5, "files": {"decoder/array": [7, "0f"]}}
+SUMMED |= {"sha256": checkpoints._digest_of(SUMMED)}
 LINEAGE = {
     "start": {"model": "../stage1", "weights": "0f", "step": 40},
     "data": [{"kind": "parallel", "source": "/pairs.jsonl", "digest": "1e"}],
@@ -475,6 +503,9 @@ KINDS = {  # name: inputs, strategy, reader
     ),
     "chats that spell control tokens": (300, damaged(encoded(SPELLED, CHAT)), controls),
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
+    "data.json of a run": (2_000, damaged(encoded(FACTS)), facts),
+    "checksums.json": (1_000, damaged(encoded(SUMMED)), checksums),
+    "evaluation.json": (500, damaged(encoded(results_example.build(models=2, languages=2, layers=2))), evaluation),
     "lineage.json of a run": (3_000, damaged(encoded(LINEAGE)), lineage_record),
     "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
     "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),
