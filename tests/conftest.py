@@ -22,15 +22,6 @@ jax.config.update("jax_platforms", PLATFORMS)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory, worker_id) -> None:
-    """The same programs are compiled by many tests: the first one's are kept for the others, until the end."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

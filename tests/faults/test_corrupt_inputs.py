@@ -13,6 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
+from alignx_jax.training import metrics
 from tests.faults.conftest import SEED, STEPS
 from tests.faults.damage import Damage, flip, remove, truncate
 from tests.faults.program import Stage
@@ -134,12 +135,16 @@ def test_the_records_of_a_run(bench, tally, begun, tmp_path, pattern, damage):
     there = _contents(run)
     with tally.verdict() as injected:
         injected.append(f"record of a run: {damage.__name__}")
+        kept = {record["step"] for record in metrics.read(run / "stage1", "train")}
         ended = bench.finish(run, 1, model=begun / "model")
         if ended.code:
             assert str(spoilt.parent) in ended.sentence(1)
             assert _contents(run) == there, "nothing is changed"
-        elif spoilt.name == "metrics.jsonl":  # what is lost of it cannot be had again; that has to be said
-            assert str(spoilt) in ended.out + ended.err, ended
+        elif (
+            spoilt.name == "metrics.jsonl"
+        ):  # what is lost up to the checkpoint cannot be had again; that has to be said
+            lost = set(range(1, ended.continued_from + 1)) - kept
+            assert (str(spoilt) in ended.out + ended.err) == bool(lost), ended
             np.testing.assert_equal(Stage(run / "stage1").state(STEPS), bench.whole(1).state(STEPS))
         else:
             bench.assert_undisturbed(run, 1)

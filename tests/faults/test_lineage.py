@@ -105,7 +105,7 @@ def test_what_stands_on_former_weights_is_made_anew(bench, tally, tmp_path):
 
         shutil.rmtree(run / "stage1")
         assert bench.finish(run, 1, model=model, seed=1, training__steps=4, **few).code == 0
-        said = bench.finish(run, 2, model=run / "stage1", training__steps=8, **few)
+        said = bench.finish(run, 2, model=run / "stage1", seed=0, training__steps=8, **few)
         said.sentence(1, f"{run}/stage2 was begun with another model than {run}/stage1 is now")
         evaluated(bench, run, few).sentence(1, f"{run}/stage2 was trained from other weights than stage 1 has now")
         other_weights(model)

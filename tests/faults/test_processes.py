@@ -36,21 +36,25 @@ def _processes(bench, run, count: int, **flags):
 
 
 def test_one_of_four_dies_and_two_go_on(bench, tally, tmp_path):
-    """Against one process on the same mesh: float tolerance, for reductions over processes have another order."""
+    """Against one process on the same mesh: float tolerance, for reductions over processes have another order.
+
+    The rate is a low one: at the sample's, rounding grows to 6e-4 of the loss in 40 steps of such small batches.
+    """
+    slowly = {"optimizer.learning-rate": 1e-3}
     rng = random.Random(f"{SEED} processes")
     run, alone = tmp_path / "run", tmp_path / "alone"
     stage = Stage(run / "stage1")
-    assert bench.finish(alone, 1, mesh="4x1").code == 0
+    assert bench.finish(alone, 1, mesh="4x1", **slowly).code == 0
     with tally.verdict() as injected:
         moments = [(rng.randrange(1, 4), rng.randrange(4, STEPS // 2)), (0, rng.randrange(STEPS // 2, STEPS - 4))]
         for victim, least in moments:
-            with _processes(bench, run, 4) as running:
+            with _processes(bench, run, 4, **slowly) as running:
                 assert running[victim].kill_while(lambda least=least, first=running[0]: first.step >= least)
                 injected.append(f"SIGKILL: {'the first' if victim == 0 else 'one'} of 4 processes")
                 others: list[Running] = [one for one in running if one is not running[victim]]
                 for one in others:
                     one.wait(GRACE).sentence(69, f"process {victim}")
-        with _processes(bench, run, 2) as running:
+        with _processes(bench, run, 2, **slowly) as running:
             ended = [one.wait() for one in running]
         assert [one.code for one in ended] == [0, 0], "\n".join(map(str, ended))
         assert ended[0].continued_from, ended[0]
