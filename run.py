@@ -341,11 +341,12 @@ def everything(session: Session) -> None:
     evaluate(session, [base, *(str(session.run / name) for name in STAGES)])
     last, to = str(session.run / "stage2"), storage.path(config.export.to or str(session.run / "export"))
     weights = session.source(last).weights
-    known = hosts.share("exported", lineage.exported(to) if (to / "config.json").exists() else weights)
-    if known != weights:
+    is_there, known = hosts.share("exported", [(to / "config.json").exists(), lineage.exported(to)])
+    if is_there and known == weights:  # a restart may find it done
+        return
+    if is_there:
         set_aside(session, to, f"{to} is of other weights than stage 2 has now")
-    if not hosts.share("exported", (to / "config.json").exists()):  # a restart may find it done
-        export(dataclasses.replace(session, config=dataclasses.replace(config, model=last)))
+    export(dataclasses.replace(session, config=dataclasses.replace(config, model=last)))
 
 
 def _axes(mesh: Mesh) -> str:

@@ -146,6 +146,14 @@ def end(partial: pathlib.Path, folder: Path, last: str) -> None:
         os.replace(partial, folder)
 
 
+def free(folder: Path) -> Path:
+    """The first of `NAME.1`, `NAME.2`, ... that is not there yet: where what has a folder's name is kept."""
+    number = 1
+    while (name := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return name
+
+
 def move(folder: Path, to: Path, last: str) -> None:
     """A folder to a new name; in object storage file by file, so that one of the two is whole at any moment: by its
     file `last`, which is copied last and deleted first."""

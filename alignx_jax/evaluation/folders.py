@@ -134,7 +134,7 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
     if storage.is_remote(folder) and not (folder / FILE).is_file():
         storage.remove(folder)  # half of one
     if folder.exists():
-        again, aside = _is_again(folder, results), _free(folder)
+        again, aside = _is_again(folder, results), storage.free(folder)
         storage.move(folder, aside, FILE)
     storage.end(partial, folder, last=FILE)
     if not storage.is_remote(folder):
@@ -142,13 +142,6 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
     if again:
         storage.discard(aside, FILE)
     return None if again else aside
-
-
-def _free(folder: storage.Path) -> storage.Path:
-    number = 1
-    while (free := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    return free
 
 
 def _is_again(folder: storage.Path, results: dict[str, Any]) -> bool:

@@ -26,7 +26,6 @@ FILE = "lineage.json"
 _LARGE = 2_000_000_000  # bytes, whose digest takes seconds
 _BESIDE = "../"
 _HINT = "restore it, or give another --run"
-_State = tuple[int, int, int, int]  # of a file: size, times, place on its disk
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -68,14 +67,16 @@ class Lineage:
     """Of adapters: the model that has the weights which they are trained on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Exported:
+    """What is read back of an export's record."""
+
+    weights: str
+
+
 @functools.cache
 def _adapter() -> pydantic.TypeAdapter[Lineage]:
     return pydantic.TypeAdapter(Lineage)
-
-
-@functools.cache
-def _digests() -> pydantic.TypeAdapter[dict[str, tuple[_State, str]]]:
-    return pydantic.TypeAdapter(dict[str, tuple[_State, str]])
 
 
 def text(lineage: Lineage) -> str:
@@ -117,11 +118,11 @@ def digest(files: Sequence[pathlib.Path], kept: pathlib.Path) -> str:
       kept: a folder where the digests of files are kept; one that has the same size, times and place is not read again.
     """
     record = kept.expanduser() / f"{cache.fingerprint([str(file.resolve()) for file in files])}.json"
-    known: dict[str, tuple[_State, str]] = {}
-    with contextlib.suppress(OSError, pydantic.ValidationError):
-        known = _digests().validate_json(record.read_bytes())
+    known: dict[str, list] = {}
+    with contextlib.suppress(OSError, UserError):
+        known = saved.read(record, dict[str, tuple[tuple[int, int, int, int], str]], "")
     states = {file: _state(file) for file in files}
-    digests = {file: known[file.name][1] for file in files if known.get(file.name, ())[:1] == (states[file],)}
+    digests = {file: known[file.name][1] for file in files if known.get(file.name, [])[:1] == [states[file]]}
     unknown = [file for file in files if file not in digests]
     if (size := sum(states[file][0] for file in unknown)) > _LARGE:
         console.note(f"{files[0].parent}: reading its {size / 1e9:,.1f} GB of weights once, for their digest")
@@ -136,16 +137,16 @@ def digest(files: Sequence[pathlib.Path], kept: pathlib.Path) -> str:
 
 def exported(folder: storage.Path) -> str | None:
     """Digest of the weights in the folder of an export; None where it has no record."""
-    try:
-        return json.loads((folder / FILE).read_bytes())["weights"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    with contextlib.suppress(UserError):
+        return saved.read(folder / FILE, _Exported, "")["weights"]
+    return None
 
 
 def combined(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()[:20]
 
 
-def _state(file: pathlib.Path) -> _State:
+def _state(file: pathlib.Path) -> list[int]:
+    """Size, times, and place on its disk."""
     about = file.stat()
-    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]

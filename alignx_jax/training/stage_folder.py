@@ -169,9 +169,7 @@ def set_aside(folder: storage.Path, what: str) -> storage.Path:
     """
     if storage.is_remote(folder):
         raise UserError(f"{what}; delete {folder}, or give another --run")
-    number = 1
-    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
+    kept = storage.free(folder)
     folder.rename(kept)
     durable.sync(folder.parent)
     return kept
