@@ -6,7 +6,8 @@ The pairs are real ones (`--parallel`, as for run.py), repeated with a number of
 two are equal, as one JSONL file. Each size is one fresh process of run.py with an empty cache, whose processor time and
 peak memory the operating system tells: reading, checking, ArrayRecord, token ids and spans in both directions, the plan
 of the rows, the report. Beside it the tokenizer library alone, in one thread and without offsets being read, encodes
-the same prompts of `PLAIN` pairs. Growth is the time of a pair at each size over that at the first.
+the same prompts and sentences of `PLAIN` pairs, evenly spread over the first size. Growth is the time of a pair at each
+size over that at the first.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def numbered(parallel: tuple[str, ...], count: int) -> Iterator[dict[str, str]]:
 
 
 def plain_seconds(pairs: list[dict[str, str]], model: str) -> float:
-    """Processor seconds a pair of the tokenizer library, for the prompts of both directions."""
+    """Processor seconds a pair of the tokenizer library, for the prompts of both directions and both sentences."""
     import tokenizers
 
     from alignx_jax.data import prompts
@@ -75,6 +76,7 @@ def plain_seconds(pairs: list[dict[str, str]], model: str) -> float:
         source, target, *languages = (pair[name] for name in ("src", "tgt", "src_lang", "tgt_lang"))
         texts.append(template.render_translation(source, target, *languages).text)
         texts.append(template.render_translation(target, source, *languages[::-1]).text)
+        texts += [source, target]
     tokenizer = tokenizers.Tokenizer.from_file(str(pathlib.Path(model) / "tokenizer.json"))
     tokenizer.encode_batch(texts[:100], add_special_tokens=False)
     start = time.process_time()
@@ -107,7 +109,8 @@ def prepared(file: pathlib.Path, folder: pathlib.Path, model: str) -> dict[str, 
 def main(options: Options) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread on both sides
     console, sizes = Console(), {}
-    plain = plain_seconds(list(numbered(options.parallel, PLAIN)), options.model)
+    first = numbered(options.parallel, options.pairs[0])
+    plain = plain_seconds(list(itertools.islice(first, 0, None, max(options.pairs[0] // PLAIN, 1))), options.model)
     table = Table(
         title=f"prepare; the tokenizer library alone: {1 / plain:,.0f} pairs/s of a core", title_justify="left"
     )

@@ -262,7 +262,9 @@ def test_stage_2_evaluation_and_export_of_ones_own_data(tmp_path, prepared, monk
     stages = [configs.load(str(tmp_path / "run" / name)) for name in ("stage1", "stage2")]
     assert stages[1].model == str(tmp_path / "run" / "stage1")
     assert stages[0].data.parallel == stages[1].data.parallel == (str(prepared / "pairs.jsonl"),)
-    assert (tmp_path / "run" / "evaluation" / "sentences" / "report.html").is_file() and (tmp_path / "run" / "export" / "config.json").is_file()
+    assert (tmp_path / "run" / "evaluation" / "sentences" / "report.html").is_file() and (
+        tmp_path / "run" / "export" / "config.json"
+    ).is_file()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -66,8 +67,7 @@ class Fast:
         return ()
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        encodings = self._encoded(self._rust.encode_batch, texts)
-        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in encodings]
+        return [(np.array(e.ids, np.int32), _pairs(e.offsets)) for e in self._encoded(self._rust.encode_batch, texts)]
 
     def ids_of_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(e.ids, np.int32) for e in self._encoded(self._rust.encode_batch_fast, texts)]
@@ -88,6 +88,11 @@ class Fast:
 
     def decode(self, ids: Sequence[int]) -> str:
         return unmark(self._rust.decode(list(ids), skip_special_tokens=True))
+
+
+def _pairs(offsets: list[tuple[int, int]]) -> np.ndarray:
+    """[n,2]; `np.array` takes twice the time for tuples."""
+    return np.fromiter(itertools.chain.from_iterable(offsets), np.int32, 2 * len(offsets)).reshape(-1, 2)
 
 
 def added_tokens(file: pathlib.Path) -> set[str]:

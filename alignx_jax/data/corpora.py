@@ -143,15 +143,14 @@ class Corpus:
     """Bad lines left out, listed in `skipped.txt` in `folder`."""
     unread: str
     """A sentence on files beside its own that are not read; empty where there are none."""
-    data: Sequence[dict[str, bytes]] = dataclasses.field(repr=False)
+    data: Sequence[bytes] = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def records(self, indices: Sequence[int]) -> list[readers.Record]:
         """The records at `indices`."""
-        records = self.data.__getitems__([int(i) for i in indices])
-        return [{field: value.decode() for field, value in record.items()} for record in records]
+        return [shards.parse(record) for record in self.data.__getitems__([int(i) for i in indices])]
 
 
 def prepare(
@@ -274,7 +273,7 @@ def _corpus(
     metadata = json.loads((folder / "metadata.json").read_text())
     if "content" in metadata:
         fingerprint, content = (cache.fingerprint(x, metadata["content"]) for x in (fingerprint, content))
-    data = builder.as_data_source("train")
+    data = builder.as_data_source("train").data_source
     return Corpus(source, kind, fingerprint, content, folder, metadata["skipped"], unread, data)
 
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -23,11 +23,13 @@ from alignx_jax.data.spans import Drop, Example, mark, mark_chat, set_apart
 from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.exits import UserError
 
-FORMAT = 4
+FORMAT = 5
 """Raise it when what is written changes, and everything is encoded again."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the source, the records done and all of its records."""
+
+Spans = Literal["in-prompt", "separate"]
 
 INDEX = np.dtype(
     [
@@ -112,8 +114,13 @@ def encode(
     template: Template,
     config: DataConfig,
     progress: Progress = lambda source, done, total: None,
+    spans: Spans | None = None,
 ) -> Examples:
     """Encodes a corpus, or finds it encoded by an earlier run with the same corpus, tokenizer and settings.
+
+    Args:
+      spans: where the sentences of the examples are to stand; None: as `config.spans`. What is encoded as `separate`
+        has the examples as `in-prompt` too.
 
     Raises:
       UserError: every example was dropped; a chat that the tokenizer has no chat template for, or (with
@@ -129,13 +136,19 @@ def encode(
     folder = pathlib.Path(config.cache).expanduser() / "encoded" / key
     cache.make_once(folder, functools.partial(_write, corpus, tokenizer, template, config, progress))
     facts = json.loads((folder / "facts.json").read_text())
+    spans = (spans or config.spans) if corpus.kind == "parallel" else "in-prompt"
+    dropped, skipped = facts["dropped"][spans], facts["skipped"]
+    index = np.load(folder / f"{spans}.npy", mmap_mode="r")
+    if not len(index):
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in (dropped | {"bad chat": skipped}).items() if n)
+        raise UserError(f"{corpus.source}: every example was dropped ({reasons}); is --data.cutoff too small?")
     return Examples(
         corpus=corpus,
-        languages=tuple(facts["languages"]),
-        dropped=facts["dropped"],
-        skipped=facts["skipped"],
+        languages=tuple(facts["languages"][spans]),
+        dropped=dropped,
+        skipped=skipped,
         folder=folder,
-        index=np.load(folder / "index.npy", mmap_mode="r"),
+        index=index,
         tokens=np.memmap(folder / "tokens.int32", np.int32, mode="r"),
         labels=np.memmap(folder / "labels.bool", bool, mode="r"),
         doubts=facts["doubts"],
@@ -176,60 +189,94 @@ def hold_out(indexes: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray
     return training, validation, duplicates
 
 
+class _Table:
+    """The index of the examples whose sentences stand in one way, as it is written."""
+
+    def __init__(self, file: BinaryIO):
+        self.dropped: Counter[Drop] = Counter()
+        self._file, self._codes, self._rows, self._added = file, {}, 0, []
+
+    def add(self, item: _Item, example: Example, position: int) -> None:
+        self._added.append(_row(item, example, position, self._codes))
+
+    def write(self) -> None:
+        """What was added since the last time."""
+        self._file.write(np.array(self._added, INDEX).tobytes())
+        self._rows += len(self._added)
+        self._added = []
+
+    def finish(self, file: pathlib.Path) -> list[str]:
+        """Makes `file` of it, with the codes of its languages in order, which come back."""
+        self._file.close()
+        languages = sorted(self._codes)
+        place = np.array([languages.index(code) for code in self._codes] or [0], np.int32)  # numbered as they came
+        index = np.lib.format.open_memmap(file, "w+", INDEX, (self._rows,))
+        part = np.memmap(self._file.name, INDEX, "r") if self._rows else index
+        for first in range(0, self._rows, _COPIED):
+            some = part[first : first + _COPIED].copy()
+            for side in ("source_language", "target_language"):
+                some[side] = place[some[side]]
+            index[first : first + _COPIED] = some
+        index.flush()
+        pathlib.Path(self._file.name).unlink()
+        return languages
+
+
 def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) -> None:
-    dropped, codes, position, skipped, rows = Counter(), {}, 0, 0, 0
+    """Tokens and labels of the examples, sentences by themselves behind each, and an index for each of `Spans`."""
+    position, skipped = 0, 0
     count = min(len(corpus), config.limit or len(corpus))
     used = np.arange(count) * len(corpus) // count
     template = template.with_controls(tokenizer.controls.mark)
+    ways = ("in-prompt", "separate") if corpus.kind == "parallel" and config.spans == "separate" else ("in-prompt",)
     with contextlib.ExitStack() as stack:
-        names = ("tokens.int32", "labels.bool", "index.part")
-        tokens, labels, index = (stack.enter_context(open(folder / name, "wb")) for name in names)
+        tokens, labels, *parts = (
+            stack.enter_context(open(folder / name, "wb"))
+            for name in ("tokens.int32", "labels.bool", *(f"{way}.part" for way in ways))
+        )
         left_out = stack.enter_context(open(folder / "skipped.txt", "w", encoding="utf-8"))
+        tables = [_Table(part) for part in parts]
         for first in range(0, count, _BATCH):
             items = list(_items(corpus, template, tokenizer.eos, config.directions, used[first : first + _BATCH]))
-            made = []
-            encoded = _encoded(items, corpus.kind, tokenizer, config)
-            for item, example in zip(items, encoded, strict=True):
-                if isinstance(example, BadLine):
+            encoded = list(_encoded(items, corpus.kind, tokenizer, config))
+            for item, made in zip(items, encoded, strict=True):
+                if isinstance(made, BadLine):
                     if config.on_error == "stop":
-                        raise example.error(skip_helps=bool(position) or any(isinstance(e, Example) for e in encoded))
-                    left_out.write(f"{example}\n")
+                        raise made.error(skip_helps=bool(position) or any(isinstance(e, tuple) for e in encoded))
+                    left_out.write(f"{made}\n")
                     skipped += 1
                     continue
-                if not isinstance(example, Example):
-                    dropped[example] += 1
-                    continue
-                tokens.write(example.tokens.tobytes())
-                labels.write(example.labels.tobytes())
-                made.append(_row(item, example, position, codes))
-                position += len(example.tokens)
-            index.write(np.array(made, INDEX).tobytes())
-            rows += len(made)
+                longest = None
+                for table, example in zip(tables, made, strict=True):
+                    if isinstance(example, Example):
+                        table.add(item, example, position)
+                        longest = example
+                    else:
+                        table.dropped[example] += 1
+                if longest is not None:
+                    tokens.write(longest.tokens.tobytes())
+                    labels.write(longest.labels.tobytes())
+                    position += len(longest.tokens)
+            for table in tables:
+                table.write()
             progress(corpus.source, min(first + _BATCH, count), count)
-    if not rows:
-        reasons = dropped + Counter({"bad chat": skipped})
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise UserError(f"{corpus.source}: every example was dropped ({reasons}); is --data.cutoff too small?")
-    languages = sorted(codes)
-    place = np.array([languages.index(code) for code in codes] or [0], np.int32)  # codes are numbered as they came
-    index = np.lib.format.open_memmap(folder / "index.npy", "w+", INDEX, (rows,))
-    part = np.memmap(folder / "index.part", INDEX, "r")
-    for first in range(0, rows, _COPIED):
-        some = part[first : first + _COPIED].copy()
-        for side in ("source_language", "target_language"):
-            some[side] = place[some[side]]
-        index[first : first + _COPIED] = some
-    index.flush()
-    (folder / "index.part").unlink()
-    facts = {"languages": languages, "dropped": dropped, "skipped": skipped}
-    facts["doubts"] = doubts.look(corpus, index, languages) if languages else []
+        languages = [table.finish(folder / f"{way}.npy") for way, table in zip(ways, tables, strict=True)]
+    facts = {
+        "languages": dict(zip(ways, languages, strict=True)),
+        "dropped": dict(zip(ways, (table.dropped for table in tables), strict=True)),
+        "skipped": skipped,
+        "doubts": [],
+    }
+    if languages[0]:
+        index = np.load(folder / f"{ways[0]}.npy", mmap_mode="r")
+        facts["doubts"] = doubts.look(corpus, index, languages[0])
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _encoded(
     items: Sequence[_Item], kind: Kind, tokenizer: Tokenizer, config: DataConfig
-) -> Iterator[Example | Drop | BadLine]:
-    """The example of each item, or why there is none."""
+) -> Iterator[tuple[Example | Drop, ...] | BadLine]:
+    """The example of each item, in-prompt and then, if they are wanted, separate, or why there is none."""
     lengths = {"cutoff": config.cutoff, "overlong": config.overlong}
     marking = {"loss_on": config.loss_on, "min_target_tokens": config.min_target_tokens if kind == "parallel" else None}
     encodings = iter(tokenizer.encode_batch([item.prompt.text for item in items if item.prompt]))
@@ -246,14 +293,17 @@ def _encoded(
                     "instruction and output"
                 )
             try:
-                yield mark_chat(*chats.encode(item.messages, tokenizer), **lengths)
+                yield (mark_chat(*chats.encode(item.messages, tokenizer), **lengths),)
             except Bad as bad:
                 yield bad.at(item.origin)
             continue
         example = mark(next(encodings), item.prompt, tokenizer, **lengths, **marking)
-        if isinstance(example, Example) and alone:
-            example = set_apart(example, alone[item.source], alone[item.target], tokenizer, config.cutoff)
-        yield example
+        if not alone:
+            yield (example,)
+        elif isinstance(example, Example):
+            yield example, set_apart(example, alone[item.source], alone[item.target], tokenizer, config.cutoff)
+        else:
+            yield example, example
 
 
 def _row(item: _Item, example: Example, position: int, codes: dict[str, int]) -> tuple:

@@ -262,8 +262,6 @@ def build(
     """
     data = config.data
     _check(config)
-    if stage == "2":
-        data = dataclasses.replace(data, spans="in-prompt")  # no loss pools
     share = 0.0 if stage == "1" else data.translation_share
     kinds: dict[corpora.Kind, tuple[tuple[str, ...], tuple[float, ...]]] = {}
     if stage == "2" and share < 1:
@@ -282,8 +280,9 @@ def build(
     when_read()
 
     train, validation, dropped, languages, encoded = {}, {}, Counter(), (), []
+    stand = data.spans if stage == "1" else "in-prompt"  # no loss of stage 2 pools
     for kind, (_, weights) in kinds.items():
-        examples = [encode(corpus, tokenizer, template, data, progress) for corpus in found[kind]]
+        examples = [encode(corpus, tokenizer, template, data, progress, stand) for corpus in found[kind]]
         for one in examples:
             dropped.update(one.dropped)
         codes = sorted({code for one in examples for code in one.languages})

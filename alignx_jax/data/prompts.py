@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -67,14 +68,19 @@ class Template:
 
 def _fill(template: str, values: dict[str, str]) -> tuple[str, dict[str, int]]:
     """`template` with its fields replaced, and where each value starts. Braces inside values stay as they are."""
-    pieces, starts, length, end = [], {}, 0, 0
-    for field in _FIELD.finditer(template):
-        literal, value = template[end : field.start()], values[field[1]]
-        starts[field[1]] = length + len(literal)
-        pieces += [literal, value]
-        length += len(literal) + len(value)
-        end = field.end()
-    return "".join(pieces) + template[end:], starts
+    text, starts = "", {}
+    parts = _parts(template)
+    for literal, field in zip(parts[::2], parts[1::2], strict=False):
+        text += literal
+        starts[field] = len(text)
+        text += values[field]
+    return text + parts[-1], starts
+
+
+@functools.lru_cache(maxsize=16)
+def _parts(template: str) -> list[str]:
+    """Of a template, in turn, a text and the name of the field behind it; a text last."""
+    return _FIELD.split(template)
 
 
 def load(template: str) -> Template:

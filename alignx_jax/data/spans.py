@@ -35,8 +35,8 @@ def token_range(offsets: np.ndarray, characters: tuple[int, int]) -> tuple[int, 
     Args:
       offsets: [n,2] characters of each token.
     """
-    start, end = characters
-    inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 0] < offsets[:, 1]))
+    starts, ends = offsets.T
+    (inside,) = np.nonzero(np.maximum(starts, characters[0]) < np.minimum(ends, characters[1]))
     return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
 
 

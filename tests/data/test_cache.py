@@ -86,7 +86,7 @@ def test_no_flipped_bit_of_a_cache_is_read(corpus, tmp_path, tiny_tokenizer, cap
     records, index, tokens = read()
     rng = random.Random(0)
     files = sorted(f for f in (tmp_path / "cache").rglob("*") if f.is_file() and f.stat().st_size)
-    assert {f.name.partition("-")[0] for f in files} >= {"tokens.int32", "index.npy", "facts.json", "parallel_text"}
+    assert {f.name.partition("-")[0] for f in files} >= {"tokens.int32", "separate.npy", "facts.json", "parallel_text"}
     for file in files:
         data = file.read_bytes()
         for spoiled in (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import transformers
 
@@ -14,12 +15,13 @@ from alignx_jax.exits import UserError
 PLAIN = prompts.Template("{instruction}\n{input}\n=>", "{instruction}\n=>", "Into {target_language}:")
 
 
-def encoded(tmp_path, encoder, template, kind, *items, **settings):
+def encoded(tmp_path, encoder, template, kind, *items, read=None, **settings):
+    tmp_path.mkdir(exist_ok=True)
     file = tmp_path / f"{kind}.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in items))
     corpus = corpora.prepare(kind, str(file), tmp_path / "cache", "stop")
     config = DataConfig(cache=str(tmp_path / "cache"), directions="forward", min_target_tokens=1, **settings)
-    made = examples.encode(corpus, encoder, template, config)
+    made = examples.encode(corpus, encoder, template, config, spans=read)
     return [made.tokens[row["start"] : row["start"] + row["length"]].tolist() for row in made.index], made.index
 
 
@@ -53,6 +55,21 @@ def test_bos_is_not_there_where_the_tokenizer_does_not_add_it(tiny, tmp_path):
     assert tokens[row["target_start"] : row["target_end"]] == target and row["target_alone"] == row["target_start"]
 
 
+def test_what_is_encoded_as_separate_has_the_examples_in_prompt_too(tiny, tmp_path, monkeypatch):
+    """As stage 2 wants them, without being encoded again; also one too long with its sentences behind it."""
+    encoder = tokenizer.load(tiny / "bytes")
+    pairs = [{"src_lang": "de", "tgt_lang": "en", "src": "ein fox" * n, "tgt": "a quick fox"} for n in (1, 4, 2)]
+    expected, table = encoded(tmp_path / "alone", encoder, PLAIN, "parallel", *pairs, spans="in-prompt", cutoff=60)
+    separate, apart = encoded(tmp_path, encoder, PLAIN, "parallel", *pairs, spans="separate", cutoff=60)
+    assert len(expected) > len(separate) > 0
+    monkeypatch.setattr(examples, "_encoded", None)  # not again
+    found, both = encoded(tmp_path, encoder, PLAIN, "parallel", *pairs, spans="separate", cutoff=60, read="in-prompt")
+    assert found == expected
+    fields = [name for name in table.dtype.names if name != "start"]
+    np.testing.assert_array_equal(both[fields], table[fields])
+    assert apart["record"].tolist() == [record for record in both["record"] if record in set(apart["record"])]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_data_spell_no_control_token(tiny, tmp_path, kind):
     """Instruction, input, output, source and target: what is spelled like one is characters, as decoding shows."""
@@ -63,7 +80,7 @@ def test_data_spell_no_control_token(tiny, tmp_path, kind):
     assert control.isdisjoint(tokens[1:-1])
     assert encoder.decode(tokens).strip() == "What is <s>?\n<s></s>fox\n=>It is </s> the fox"
     pair = {"src_lang": "de", "tgt_lang": "en", "src": "<s>ein</s> fox", "tgt": "</s>a <s> fox"}
-    for spans in ("prompt", "separate"):
+    for spans in ("in-prompt", "separate"):
         ((tokens,), (row,)) = encoded(tmp_path, encoder, PLAIN, "parallel", pair, spans=spans)
         source, target = (tokens[row[f"{side}_start"] : row[f"{side}_end"]] for side in ("source", "target"))
         assert control.isdisjoint([*source, *target])

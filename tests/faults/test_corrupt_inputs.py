@@ -74,7 +74,7 @@ def _spoil(folder: pathlib.Path, pattern: str, damage: Damage) -> dict[pathlib.P
         ("cache/parallel/**/dataset_info.json", truncate),
         ("cache/encoded/*/tokens.int32", flip),
         ("cache/encoded/*/tokens.int32", truncate),
-        ("cache/encoded/*/index.npy", flip),
+        ("cache/encoded/*/separate.npy", flip),
         ("cache/encoded/*/facts.json", truncate),
         ("cache/compiled/*-cache", flip),
         ("cache/compiled/*-cache", truncate),
