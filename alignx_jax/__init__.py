@@ -13,7 +13,7 @@ _API = {
     "UserError": "alignx_jax.exits:UserError",
     "build_data": "alignx_jax.data.pipeline:build",
     "build_step": "alignx_jax.training.loop:build_step",
-    "find": "alignx_jax.training.runs:find",
+    "find": "alignx_jax.runs.loading:find",
     "load_config": "alignx_jax.config_files:load",
     "load_tokenizer": "alignx_jax.data.tokenizer:load",
     "losses": "alignx_jax.losses",

@@ -52,18 +52,20 @@ class Options:
 
 def run_ours(options: Options) -> dict:
     started = time.perf_counter()
-    from alignx_jax import xla_flags
+    from alignx_jax.planning import xla_flags
 
     xla_flags.apply()
     import jax
 
-    from alignx_jax import chips, sharding
+    from alignx_jax import sharding
     from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
-    from alignx_jax.training import loop, runs
+    from alignx_jax.planning import chips
+    from alignx_jax.runs import loading
+    from alignx_jax.training import loop
     from benchmarks import synthetic
 
     jax.config.update("jax_platforms", options.platform)
-    decoder = runs.find(options.shapes).decoder_config()
+    decoder = loading.find(options.shapes).decoder_config()
     config = Config(
         data=DataConfig(cutoff=options.row_length, row_length=options.row_length, examples_per_row=options.pairs),
         optimizer=OptimizerConfig(kind=options.optimizer),

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from alignx_jax import config_files as configs
-from alignx_jax import machines, plan, xla_flags
 from alignx_jax.config import Config, LoraConfig
-from alignx_jax.training import runs
+from alignx_jax.planning import machines, plan, xla_flags
+from alignx_jax.runs import loading
 from benchmarks import record
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -104,7 +104,7 @@ def configuration(case: Case) -> Config:
 
 def run(case: Case) -> dict:
     config = configuration(case)
-    decoder = runs.find(str(ROOT / "configs" / "shapes" / case.model)).decoder_config()
+    decoder = loading.find(str(ROOT / "configs" / "shapes" / case.model)).decoder_config()
     if case.layers:
         decoder = dataclasses.replace(decoder, num_layers=case.layers)
     on = machines.find(config)

@@ -16,7 +16,7 @@ from flax import nnx
 from alignx_jax.data import tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import companions
+from alignx_jax.runs import companions
 
 
 @dataclasses.dataclass(frozen=True)

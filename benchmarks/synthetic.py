@@ -19,7 +19,8 @@ from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.data import packing
 from alignx_jax.models.architecture import DecoderConfig
-from alignx_jax.training import loop, optimizer, runs, state
+from alignx_jax.runs import loading
+from alignx_jax.training import loop, optimizer, state
 from alignx_jax.training import step as training
 
 LANGUAGES = 10
@@ -69,7 +70,7 @@ def job(config: Config, decoder: DecoderConfig, mesh: Mesh, pairs: int) -> Job:
     tx = optimizer.build(config.optimizer, config.training.steps)
 
     def fresh() -> training.TrainState:
-        model = state.build(runs.random_decoder(decoder), config.objective.language_matching.width, seed=config.seed)
+        model = state.build(loading.random_decoder(decoder), config.objective.language_matching.width, seed=config.seed)
         params = state.split(model)[1]
         return training.TrainState(step=jax.numpy.zeros((), "int32"), params=params, optimizer=tx.init(params))
 

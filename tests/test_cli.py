@@ -17,7 +17,8 @@ import run
 from alignx_jax import config_files as configs
 from alignx_jax import exits
 from alignx_jax.data import pipeline
-from alignx_jax.training import lineage, locks, loop, runs
+from alignx_jax.runs import lineage, loading, locks
+from alignx_jax.training import loop
 from alignx_jax.training import step as steps
 from tests import processes
 
@@ -117,7 +118,7 @@ def refusal(sentence, tmp_path):
 @pytest.fixture
 def model(tmp_path) -> pathlib.Path:
     """A copy of the sample model, to spoil."""
-    return pathlib.Path(shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model"))
+    return pathlib.Path(shutil.copytree(loading.SAMPLE_MODEL, tmp_path / "model"))
 
 
 def spoil_weights(model: pathlib.Path, change) -> None:
@@ -394,7 +395,7 @@ def test_bad_weights(program, sentence, model, tmp_path, spoil, says, stage):
         assert part in message
     assert not (tmp_path / "run" / "export").exists()
     # What was begun does not stand in the way of the same command once the model is mended.
-    shutil.copytree(runs.SAMPLE_MODEL, model, dirs_exist_ok=True)
+    shutil.copytree(loading.SAMPLE_MODEL, model, dirs_exist_ok=True)
     if stage == "1":
         with pytest.raises(pytest.fail.Exception, match=COMPILED):
             program(f"--model={model}")
@@ -430,7 +431,7 @@ def test_an_export_that_ends_early_is_none_and_starts_again(program, monkeypatch
     assert error is Killed or stopped.value.code == exits.STORAGE
     assert not folder.exists()
     program("--model=sample", "--stage=export")
-    expected = {lineage.FILE, *(file.name for file in runs.SAMPLE_MODEL.iterdir())}
+    expected = {lineage.FILE, *(file.name for file in loading.SAMPLE_MODEL.iterdir())}
     assert {file.name for file in folder.iterdir()} == expected
     assert list((tmp_path / "run").iterdir()) == [folder]
 

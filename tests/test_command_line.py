@@ -11,7 +11,7 @@ from alignx_jax import config_files as configs
 from alignx_jax.command_line import parse
 from alignx_jax.config import Config, DataConfig, HostsConfig, LoraConfig, TrainingConfig
 from alignx_jax.exits import UserError
-from alignx_jax.training import lineage
+from alignx_jax.runs import lineage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SAMPLE = configs.load(str(ROOT / "configs" / "sample.py"))

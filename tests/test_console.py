@@ -18,7 +18,7 @@ from rich.text import Text
 
 from alignx_jax import console
 from alignx_jax.console import Output, Screen, printable, say
-from alignx_jax.session import Session
+from alignx_jax.stages.session import Session
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOSTILE = "a[/b]\x1b[31m:smile:\x9b2J\r\u202e\x07"
@@ -212,7 +212,8 @@ def test_what_the_encoding_lacks_is_escaped():
 
 ENDS = """
 import sys
-from alignx_jax import console, session
+from alignx_jax import console
+from alignx_jax.stages import session
 console.guard()
 for _ in range(3):
     print("x" * 1000, flush=True)
@@ -240,7 +241,8 @@ def test_the_exit_code_is_the_programs_own(where, code):
 
 LEAVES = """
 import os, sys, threading
-from alignx_jax import console, session
+from alignx_jax import console
+from alignx_jax.stages import session
 read, write = os.pipe()
 os.set_blocking(write, False)
 while True:

@@ -18,7 +18,7 @@ from alignx_jax import config_files, exits, sharding, storage
 from alignx_jax.config import Config, DataConfig
 from alignx_jax.evaluation import folders
 from alignx_jax.exits import UserError
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 from tests import processes
 from tests.evaluation import results_example
 
@@ -180,7 +180,7 @@ def test_what_is_read_from_it_and_written_to_it(bucket, local, remote):
 def test_an_export_has_its_config_last_and_starts_again(bucket, monkeypatch):
     import gcsfs
 
-    source, put, dead = runs.find("sample"), gcsfs.GCSFileSystem._put_file, [True]
+    source, put, dead = loading.find("sample"), gcsfs.GCSFileSystem._put_file, [True]
 
     async def fail(system, local, *args, **kwargs):
         if dead and local.endswith("/config.json"):

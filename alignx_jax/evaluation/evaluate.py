@@ -28,7 +28,8 @@ from alignx_jax.data.languages import ENGLISH, normalize
 from alignx_jax.evaluation import comparison, harness, scoring, translation
 from alignx_jax.evaluation.measured import Advance, Material, Subject, measure
 from alignx_jax.exits import UserError
-from alignx_jax.training import loop, runs
+from alignx_jax.runs import loading
+from alignx_jax.training import loop
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
@@ -91,7 +92,7 @@ def _choices(paths: Sequence[str], languages: Collection[str]) -> dict[str, list
     return found
 
 
-def subjects(config: Config, sources: Sequence[runs.Source]) -> list[Subject]:
+def subjects(config: Config, sources: Sequence[loading.Source]) -> list[Subject]:
     """The models with the layers to look at: a run's own; for others the flag's, else those of the first run there is.
 
     Models of the same name are called by their folders instead.

@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alignx_jax import saved, storage
+from alignx_jax import storage
 from alignx_jax.config import EvaluationConfig
 from alignx_jax.evaluation.schema import Results
 from alignx_jax.exits import UserError
-from alignx_jax.training import durable
+from alignx_jax.runs import saved
 
 FILE = "evaluation.json"
 """Is written last in object storage: a folder without it is no evaluation."""
@@ -127,9 +127,9 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
-    durable.write(partial / FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    storage.write(partial / FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     for file in partial.rglob("*"):
-        durable.sync(file)
+        storage.sync(file)
     aside, again = None, False
     if storage.is_remote(folder) and not (folder / FILE).is_file():
         storage.remove(folder)  # half of one
@@ -138,7 +138,7 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
         storage.move(folder, aside, FILE)
     storage.end(partial, folder, last=FILE)
     if not storage.is_remote(folder):
-        durable.sync(folder.parent)
+        storage.sync(folder.parent)
     if again:
         storage.discard(aside, FILE)
     return None if again else aside

@@ -32,7 +32,7 @@ from alignx_jax.evaluation import scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 
 _LONGEST = 2048  # tokens: of `hf` too, where a model names no context. A score's memory grows with the square of it,
 # and hardly a prompt is longer: most models' own contexts, of 8,192 to 131,072 tokens, would be paid for nothing.
@@ -289,7 +289,7 @@ def _load(
     max_gen_toks: int = 256,
 ) -> AlignXLM:
     sharding.prepare_devices(mesh)
-    on, source = sharding.make_mesh(mesh), runs.find(pretrained)
+    on, source = sharding.make_mesh(mesh), loading.find(pretrained)
     sharding.check(source.decoder_config(), on, rows, flag="model_args rows")
     tokenizer = tokenizers.load(source.huggingface, source.decoder_config().vocab_size)
     return AlignXLM(

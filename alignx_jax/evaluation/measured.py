@@ -20,8 +20,8 @@ from alignx_jax.data.tokenizer import Tokenizer
 from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
 from alignx_jax.models import huggingface
 from alignx_jax.models.decoder import Decoder
+from alignx_jax.runs import loading
 from alignx_jax.training import metrics as training_metrics
-from alignx_jax.training import runs
 from alignx_jax.training.step import LOSSES
 
 Advance = Callable[[str, int, int], None]
@@ -34,7 +34,7 @@ _CHOSEN = 200  # sentences whose endings are to be chosen; each costs four of it
 class Subject:
     """A model to measure."""
 
-    source: runs.Source
+    source: loading.Source
     align_layer: int
     matching_layer: int
 
@@ -254,7 +254,7 @@ def _writing(encoder: Tokenizer, sentences: Mapping[str, Sequence[str]]) -> tupl
     return unknown, per_sentence
 
 
-def _history(source: runs.Source) -> dict[str, list[dict[str, float]]] | None:
+def _history(source: loading.Source) -> dict[str, list[dict[str, float]]] | None:
     """The losses of a run, for its curves, and how they stood to each other (training/balance.py)."""
     if source.run is None:
         return None

@@ -16,9 +16,9 @@ from rich import table as rich_table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from alignx_jax import storage
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import cells, figures, tables, verdict
-from alignx_jax.training import durable
 
 _SECTIONS = {
     "verdict": "In short",
@@ -51,7 +51,7 @@ def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
     page = environment.get_template("report.html.jinja").render(_context(results))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    durable.write(path, page)
+    storage.write(path, page)
     return path
 
 

@@ -21,7 +21,8 @@ from orbax.checkpoint import v1 as ocp
 
 from alignx_jax import console, hosts, storage
 from alignx_jax.exits import StorageError, UserError
-from alignx_jax.training import durable, lineage, written
+from alignx_jax.runs import lineage
+from alignx_jax.training import written
 from alignx_jax.training.state import Params, TrainState
 
 Warn = Callable[[str], None]
@@ -141,7 +142,7 @@ class Checkpoints:
         if self._writable:
             for bad, why in damaged.items():
                 if (self._folder / f"{bad}").is_dir():
-                    durable.write(self._folder / f"{bad}" / _DAMAGED, f"{why}\n")
+                    storage.write(self._folder / f"{bad}" / _DAMAGED, f"{why}\n")
                     (self._folder / f"{bad}" / CHECKSUMS).unlink(missing_ok=True)
         return step
 
@@ -222,7 +223,7 @@ class Checkpoints:
                 raise self._failed(step, error) from error
 
     def _tidy(self, step: int) -> None:
-        durable.write(self._folder / _LATEST, f"{step}\n")
+        storage.write(self._folder / _LATEST, f"{step}\n")
         for old in set(self._losses) - set(sorted(self._losses)[-self._keep :]) - {self.best}:
             del self._losses[old]
             self._delete(old)
@@ -304,7 +305,7 @@ class Checkpoints:
         if lacks := written.incomplete(folder, sizes, kinds):
             raise Damaged(lacks)
         record = {"step": step, "validation_loss": validation_loss, "files": _digests(folder, sizes)}
-        durable.write(folder / CHECKSUMS, json.dumps(record | {"sha256": _digest_of(record)}, indent=1) + "\n")
+        storage.write(folder / CHECKSUMS, json.dumps(record | {"sha256": _digest_of(record)}, indent=1) + "\n")
 
     def _checksums(self, step: int) -> dict:
         try:

@@ -7,11 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 from jax.sharding import Mesh
 
-from alignx_jax import chips, sharding
+from alignx_jax import sharding
 from alignx_jax.config import Config
 from alignx_jax.data import packing
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.planning import chips
 from alignx_jax.training.state import TrainState
 
 

@@ -19,17 +19,8 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import attention, lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import (
-    companions,
-    compiling,
-    durable,
-    lineage,
-    optimizer,
-    profiling,
-    runs,
-    stage_folder,
-    stopping,
-)
+from alignx_jax.runs import companions, lineage, loading, stage_folder
+from alignx_jax.training import compiling, optimizer, profiling, stopping
 from alignx_jax.training import state as states
 from alignx_jax.training import step as steps
 from alignx_jax.training.stage import Result, Stage, Step
@@ -41,7 +32,7 @@ _PAIR_TOKENS = 32  # a pair of sentences in its prompt seldom takes fewer
 class Weights:
     """The decoder that a stage starts from, read once: looked at before the first step, then given up to it."""
 
-    def __init__(self, source: runs.Source, config: Config, mesh: Mesh):
+    def __init__(self, source: loading.Source, config: Config, mesh: Mesh):
         self.source = source
         self._load = functools.partial(source.load_adapted if config.lora.rank else source.load, mesh)
         self._loaded: Decoder | None = None
@@ -57,7 +48,7 @@ class Weights:
         return decoder
 
 
-def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
+def check(config: Config, source: loading.Source, mesh: Mesh) -> None:
     """Refuses what cannot work, before data is prepared and anything is compiled.
 
     Raises:
@@ -78,7 +69,7 @@ def check(config: Config, source: runs.Source, mesh: Mesh) -> None:
     profiling.steps(config.profile, None)
 
 
-def check_adapters(config: Config, source: runs.Source) -> None:
+def check_adapters(config: Config, source: loading.Source) -> None:
     """Whether the model can be trained with `config.lora`, or goes on with its adapters.
 
     Raises:
@@ -191,7 +182,7 @@ def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: boo
     )
 
 
-def compile_ahead(config: Config, folder: storage.Path, source: runs.Source, mesh: Mesh) -> Step | None:
+def compile_ahead(config: Config, folder: storage.Path, source: loading.Source, mesh: Mesh) -> Step | None:
     """The step of a new stage, which is being compiled while its data are built; `train` takes it if they fit it.
 
     None where that is not known yet (`--objective.contrastive.layer=auto`), or the stage goes on: then its data are
@@ -210,7 +201,7 @@ def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh:
     """The step that trains. What is compiled ahead of time is this same function."""
     tx = optimizer.build(config.optimizer, 1)  # its first state alone is used
     dtype = jnp.bfloat16 if config.lora.rank else jnp.float32
-    graph, *shapes = states.split(nnx.eval_shape(lambda: _build(config, plan, runs.random_decoder(decoder, dtype))))
+    graph, *shapes = states.split(nnx.eval_shape(lambda: _build(config, plan, loading.random_decoder(decoder, dtype))))
     like = states.abstract(shapes[0], tx, mesh, shapes[1])
     train_step = steps.compiled_for(
         like,
@@ -282,7 +273,7 @@ def train(
 
     def accept() -> None:
         stage_folder.accept(folder, config, begun)
-        durable.write(folder / "data.json", facts)
+        storage.write(folder / "data.json", facts)
 
     if state == "new":
         weights.look()  # before the folder is there: a spoilt model leaves none behind
@@ -292,12 +283,12 @@ def train(
         companions.check(folder, source.huggingface)
     stage_folder.check_shared(folder)
     if state != "changed":
-        hosts.first("data", lambda: durable.write(folder / "data.json", facts))
+        hosts.first("data", lambda: storage.write(folder / "data.json", facts))
     stage = Stage(config, folder, step, data, mesh, console, stop, since, accept if state == "changed" else None)
     return stage.train(title, weights.take)
 
 
-def begun_with(config: Config, folder: storage.Path, source: runs.Source, data: pipeline.Data) -> lineage.Lineage:
+def begun_with(config: Config, folder: storage.Path, source: loading.Source, data: pipeline.Data) -> lineage.Lineage:
     """What a stage in `folder` stands on, as it is now. Every process has to ask."""
     template = dataclasses.asdict(prompts.load(config.data.template))
     contents = [lineage.Content(c.kind, corpora.place(c.kind, c.source), c.content) for c in data.corpora]

@@ -12,7 +12,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from alignx_jax import storage
-from alignx_jax.training import durable
 
 _FLUSH_SECONDS = 30  # TensorBoard is at most so far behind
 
@@ -31,7 +30,7 @@ class MetricsLog:
         kept = [record for record in _records(folder / "metrics.jsonl") if record["step"] <= step]
         self._folder, self._written = folder, storage.staging(folder)
         path = self._written / "metrics.jsonl"
-        durable.write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        storage.write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.missing = sorted(set(range(1, step + 1)) - {r["step"] for r in kept if r["kind"] == "train"})
         self._file = path.open("a", encoding="utf-8")
         # Written here, not by the thread of `SummaryWriter`: a full disk kills that one, and then every write hangs.

@@ -12,7 +12,6 @@ from alignx_jax import storage
 from alignx_jax.config import Config
 from alignx_jax.config_files import flat
 from alignx_jax.exits import UserError
-from alignx_jax.training import durable
 
 _ID = "wandb_id"
 """File of a stage's folder: a start that continues the stage continues its W&B run."""
@@ -60,7 +59,7 @@ class WandbLog:
 
         known = folder / _ID
         number = known.read_text() if known.is_file() else secrets.token_hex(8)
-        durable.write(known, number)
+        storage.write(known, number)
         self._run = wandb.init(
             project=config.training.wandb,
             id=number,

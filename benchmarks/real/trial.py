@@ -39,7 +39,8 @@ from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfi
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, statistics, translation, translation_scores
-from alignx_jax.training import loop, metrics, runs, stopping
+from alignx_jax.runs import loading
+from alignx_jax.training import loop, metrics, stopping
 from benchmarks import record
 from benchmarks.study.arms import OFF, changed, write_whole
 from benchmarks.study.base import DATA
@@ -102,7 +103,7 @@ def train(arm: str, options: Options, mesh: Mesh, folder: pathlib.Path) -> dict[
         "objective.contrastive.layer": options.layer,
     }
     config = configs.check(changed(TRIAL, common | ARMS[arm]))
-    source, began = runs.find(config.model), time.monotonic()
+    source, began = loading.find(config.model), time.monotonic()
     data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         console, weights = Screen(file=log, width=140), loop.Weights(source, config, mesh)
@@ -119,7 +120,7 @@ def train(arm: str, options: Options, mesh: Mesh, folder: pathlib.Path) -> dict[
 
 def measure(path: pathlib.Path, options: Options, mesh: Mesh) -> dict[str, Any]:
     """Retrieval by layer, translations, bits a byte."""
-    source, began = runs.find(str(path)), time.monotonic()
+    source, began = loading.find(str(path)), time.monotonic()
     decoder, encoder = source.load(mesh, jnp.bfloat16), tokenizer.load(source.huggingface)
     flores = pipeline.multiway(str(options.data / "eval/flores200/devtest.jsonl.gz"), CODES)
     some = {code: lines[: options.sentences] for code, lines in flores.items()}

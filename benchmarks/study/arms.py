@@ -43,7 +43,8 @@ from alignx_jax.config import (
 )
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
-from alignx_jax.training import loop, metrics, runs, stopping
+from alignx_jax.runs import loading
+from alignx_jax.training import loop, metrics, stopping
 from benchmarks.study.base import DATA
 
 LANGUAGES = ("ar", "de", "fi", "fr", "hi", "ru", "sw", "th", "tr", "vi", "zh")
@@ -152,7 +153,7 @@ def write_whole(file: pathlib.Path, facts: dict) -> None:
 
 
 def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console: Screen) -> dict:
-    source, mesh, began = runs.find(config.model), sharding.make_mesh(config.mesh), time.monotonic()
+    source, mesh, began = loading.find(config.model), sharding.make_mesh(config.mesh), time.monotonic()
     with jax.set_mesh(mesh):
         data = pipeline.build(config, stage, tokenizer.load(source.huggingface))
         weights, title = loop.Weights(source, config, mesh), f"{name}, stage {stage}"

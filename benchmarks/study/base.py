@@ -44,8 +44,9 @@ from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
+from alignx_jax.runs import companions, loading
 from alignx_jax.sample import make
-from alignx_jax.training import companions, loop, runs, state, stopping
+from alignx_jax.training import loop, state, stopping
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
 
@@ -213,7 +214,7 @@ def config(options: Options, corpus: pathlib.Path, tokens: dict[str, int]) -> Co
     )
 
 
-def held_out_losses(source: runs.Source, training: Config, facts: dict, mesh: Mesh) -> dict[str, dict[str, float]]:
+def held_out_losses(source: loading.Source, training: Config, facts: dict, mesh: Mesh) -> dict[str, dict[str, float]]:
     """Perplexity and bits per byte (end of text included in both) of the held-out documents of each language."""
     encoder, found = tokenizer.load(source.huggingface), {}
     graph, params, _ = state.split(state.build(source.load(mesh), None, seed=0))
@@ -255,13 +256,13 @@ def main(options: Options) -> None:
         size = options.hidden_size, options.layers, options.heads
         random_llama.make(random_llama.Options(options.to / "tokenizer", random, *size))
     training = config(options, corpus, {code: of["tokens"] for code, of in facts["train"].items()})
-    mesh, source = sharding.make_mesh(training.mesh), runs.find(str(random))
+    mesh, source = sharding.make_mesh(training.mesh), loading.find(str(random))
     with jax.set_mesh(mesh):
         data = pipeline.build(training, "2", tokenizer.load(random))
         console.print(f"{data.train.steps} steps of {options.rows} x {LENGTH} tokens, {data.train.fill:.1%} full")
         weights = loop.Weights(source, training, mesh)
         result = loop.train(training, options.to / "run", weights, data, mesh, console, "pre-training", stopping.Stop())
-        trained = runs.find(str(result.folder))
+        trained = loading.find(str(result.folder))
         losses = held_out_losses(trained, training, facts["heldout"], mesh)
         show(console, "held-out documents", losses)
         (options.to / "heldout.json").write_text(json.dumps(losses, indent=1) + "\n")

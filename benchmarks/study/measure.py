@@ -34,7 +34,7 @@ from alignx_jax import sharding
 from alignx_jax.config import TranslationConfig
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, translation, translation_scores
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 from benchmarks.study import arms
 from benchmarks.study.base import DATA
 
@@ -192,7 +192,7 @@ def measure(
         return
     began = time.monotonic()
     for stage, path in stages.items():
-        source = runs.find(str(path))
+        source = loading.find(str(path))
         decoder, encoder = source.load(mesh), tokenizer.load(source.huggingface)
         found[stage] = {"alignment": alignment_of(decoder, encoder, tests, mesh)}
         if stage == list(stages)[-1]:

@@ -14,7 +14,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from alignx_jax import config_files
 from alignx_jax.data import corpora, on_beam, pipeline, report, shards, tokenizer
 from alignx_jax.exits import UserError
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None,
@@ -67,7 +67,7 @@ def test_the_same_batches_and_the_same_report_of_several_shards(folder, tmp_path
     for name, beam in (("plain", None), ("beam", THREADS)):
         data = dataclasses.replace(config.data, parallel=(str(folder),), on_error="skip", validation=5, beam=beam)
         data = dataclasses.replace(data, cache=str(tmp_path / name))
-        made = pipeline.build(dataclasses.replace(config, data=data), "1", tokenizer.load(runs.SAMPLE_MODEL))
+        made = pipeline.build(dataclasses.replace(config, data=data), "1", tokenizer.load(loading.SAMPLE_MODEL))
         assert len(list(made.corpora[0].folder.glob("*.array_record-*"))) > 2
         found.append((made, report.facts(made.sources)))
     (plain, told), (beam, told_by_beam) = found

@@ -5,12 +5,12 @@ import pytest
 
 from alignx_jax.data import tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 
 
 @pytest.fixture(scope="session")
-def sample() -> tuple[runs.Source, Tokenizer]:
-    source = runs.find("sample")
+def sample() -> tuple[loading.Source, Tokenizer]:
+    source = loading.find("sample")
     return source, tokenizer.load(source.huggingface)
 
 

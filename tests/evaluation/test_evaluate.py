@@ -26,7 +26,7 @@ from alignx_jax.config_files import to_json
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment, evaluate, folders, metrics, report, statistics
 from alignx_jax.exits import UserError
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 from tests.evaluation import results_example
 
 CODES = ("en", "de", "zh")
@@ -72,8 +72,8 @@ def config(choices) -> Config:
     )
 
 
-def _source(path: str) -> runs.Source:
-    return runs.find(path)
+def _source(path: str) -> loading.Source:
+    return loading.find(path)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def twin(tmp_path_factory):
     import safetensors.numpy
 
     folder = tmp_path_factory.mktemp("twin") / "model"
-    shutil.copytree(runs.SAMPLE_MODEL, folder)
+    shutil.copytree(loading.SAMPLE_MODEL, folder)
     file = folder / "model.safetensors"
     weights = safetensors.numpy.load_file(file)
     weights["model.norm.weight"] = (weights["model.norm.weight"] * 0.5).astype(weights["model.norm.weight"].dtype)
@@ -173,13 +173,13 @@ def test_changes_are_against_the_first_model_and_paired(results):
 
 
 def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
-    def stage(name: str, layer: int | None) -> runs.Source:
+    def stage(name: str, layer: int | None) -> loading.Source:
         folder = tmp_path / name / "stage1"
         (folder / "huggingface").mkdir(parents=True)
-        shutil.copy(runs.SAMPLE_MODEL / "config.json", folder / "huggingface")
+        shutil.copy(loading.SAMPLE_MODEL / "config.json", folder / "huggingface")
         objective = ObjectiveConfig(contrastive=ContrastiveConfig(layer=layer))
         (folder / "config.json").write_text(to_json(dataclasses.replace(config, stage="1", objective=objective)))
-        return runs.Source("stage 1", folder / "huggingface", folder)
+        return loading.Source("stage 1", folder / "huggingface", folder)
 
     base, early, late = _source("sample"), stage("a", 2), stage("b", 6)
     found = evaluate.subjects(config, [base, early, late])
@@ -203,11 +203,13 @@ def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
 
 def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
     (tmp_path / "huggingface").mkdir()
-    shutil.copy(runs.SAMPLE_MODEL / "config.json", tmp_path / "huggingface")
+    shutil.copy(loading.SAMPLE_MODEL / "config.json", tmp_path / "huggingface")
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, template="alpaca"))
     (tmp_path / "config.json").write_text(to_json(other))
     material = evaluate.check(config)
-    models = evaluate.subjects(config, [_source("sample"), runs.Source("stage 1", tmp_path / "huggingface", tmp_path)])
+    models = evaluate.subjects(
+        config, [_source("sample"), loading.Source("stage 1", tmp_path / "huggingface", tmp_path)]
+    )
     (note,) = evaluate.notes(config, material, models)
     assert note.startswith("stage 1 was trained with the template alpaca and is asked with sample (--data.template)")
     assert evaluate.notes(other, material, models) == []
@@ -289,7 +291,7 @@ def test_the_control_of_a_run_is_what_is_trained_alike_without_the_pair_losses(c
         losses["language_matching"] = LanguageMatchingConfig(weight=weight)
         trained = dataclasses.replace(config, stage="1", run=name, objective=ObjectiveConfig(**losses))
         (folder / "config.json").write_text(to_json(dataclasses.replace(trained, **changes)))
-        return evaluate.Subject(runs.Source(name, folder / "huggingface", folder), 4, 8)
+        return evaluate.Subject(loading.Source(name, folder / "huggingface", folder), 4, 8)
 
     base = evaluate.Subject(_source("sample"), 4, 8)
     ours, control, longer, other, second = (

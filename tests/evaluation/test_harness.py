@@ -27,7 +27,7 @@ from alignx_jax.evaluation import harness, harness_model, scoring
 from alignx_jax.exits import UserError
 from alignx_jax.models import generation, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import companions, runs
+from alignx_jax.runs import companions, loading
 
 torch.set_num_threads(1)  # the model is tiny, and JAX's threads want the cores
 
@@ -42,7 +42,7 @@ SPACED = ["  two  spaces\n\nand lines ", " a", "<s>The dog"]  # which SentencePi
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The sample model as transformers reads it, in `pieces` with tokenizer.model, in `fast` with tokenizer.json."""
-    source, folder = runs.find("sample"), tmp_path_factory.mktemp("exported")
+    source, folder = loading.find("sample"), tmp_path_factory.mktemp("exported")
     decoder = source.load(sharding.make_mesh("1x1"))
     settings = huggingface.read_config(source.huggingface)
     huggingface.export(decoder, settings, folder / "pieces", jnp.float32, 5e9)

@@ -12,7 +12,7 @@ from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import tokenizer
 from alignx_jax.evaluation import evaluate, measured, scoring, translation, translation_scores
 from alignx_jax.evaluation.scoring import Item
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 
 ENGLISH = {
     0: ("The dog sleeps.", "It is tired.", "It is red."),
@@ -47,7 +47,7 @@ def test_translations_end_where_the_model_ends_its_turns(monkeypatch, tmp_path):
     def translate(*_, eos_ids, **options):
         raise Seen(*eos_ids)
 
-    folder = shutil.copytree(runs.SAMPLE_MODEL, tmp_path / "model")
+    folder = shutil.copytree(loading.SAMPLE_MODEL, tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": [77, 5]}')
     config = Config(evaluation=EvaluationConfig(sentences="sample", languages=("de",)))
     material = evaluate.check(config)
@@ -55,7 +55,7 @@ def test_translations_end_where_the_model_ends_its_turns(monkeypatch, tmp_path):
     monkeypatch.setattr(scoring, "perplexity", lambda *_, **options: {})
     monkeypatch.setattr(scoring, "continuation_choice", lambda *_, **options: {})
     monkeypatch.setattr(measured, "_alignment", lambda *_: ({}, None, {}))
-    source = runs.find(str(folder))
+    source = loading.find(str(folder))
     with pytest.raises(Seen) as seen:
         measured.measure(config, material, measured.Subject(source, 4, 8), sharding.make_mesh("1x1"), lambda *_: None)
     assert set(seen.value.args) == {tokenizer.load(folder).eos_id, 5, 77}

@@ -15,7 +15,7 @@ from sacrebleu.tokenizers import tokenizer_ja_mecab, tokenizer_spm
 
 from alignx_jax.config import TranslationConfig
 from alignx_jax.evaluation import statistics, translation_scores
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja!"]
 ENGLISH = ["The dog sleeps.", "The teacher bought a red book this morning.", "He is at school.", "Yes!"]
@@ -116,7 +116,7 @@ def test_spbleu_does_not_wait_for_ever(monkeypatch):
 
 def test_spbleu_takes_the_two_tokenizers_of_sacrebleu(tmp_path):
     """Any SentencePiece model serves; the file of the other one is damaged."""
-    model = runs.find("sample").huggingface / "tokenizer.model"
+    model = loading.find("sample").huggingface / "tokenizer.model"
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "flores200sacrebleuspm").write_bytes(model.read_bytes())
     (tmp_path / "models" / "sacrebleu_tokenizer_spm.model").write_bytes(b"<html>")

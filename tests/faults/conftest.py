@@ -20,7 +20,7 @@ from flax import nnx
 
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import companions, runs
+from alignx_jax.runs import companions, loading
 from tests.faults import program
 from tests.faults.program import ROOT, Ended, Running, Stage
 from tests.faults.tally import tally  # noqa: F401, a fixture
@@ -119,7 +119,7 @@ def bench(tmp_path_factory) -> Bench:
 
 
 def _make(bench: Bench) -> None:
-    sample = runs.find("sample").huggingface
+    sample = loading.find("sample").huggingface
     settings = huggingface.read_config(sample)
     settings |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
     decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))

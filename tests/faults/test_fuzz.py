@@ -27,7 +27,6 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignx_jax import card, saved
 from alignx_jax import config_files as configs
 from alignx_jax.data import chats, multiway_files, prompts, readers, sources, tokenizer
 from alignx_jax.data.builders import published
@@ -37,7 +36,9 @@ from alignx_jax.evaluation import folders, scoring, verdict
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.weights import open_weights
-from alignx_jax.training import checkpoints, lineage, runs
+from alignx_jax.runs import lineage, loading, saved
+from alignx_jax.stages import card
+from alignx_jax.training import checkpoints
 from tests.evaluation import results_example
 
 pytestmark = pytest.mark.slow
@@ -361,7 +362,7 @@ def write(file: pathlib.Path, data: bytes) -> pathlib.Path:
     return file
 
 
-MODEL = json.loads((runs.SAMPLE_MODEL / "config.json").read_text()) | {"num_hidden_layers": 2, "hidden_size": 8}
+MODEL = json.loads((loading.SAMPLE_MODEL / "config.json").read_text()) | {"num_hidden_layers": 2, "hidden_size": 8}
 MODEL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 4, "vocab_size": 8}
 SAMPLE = families.decoder_config(MODEL, "config.json")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from alignx_jax.config_files import from_json
-from alignx_jax.training import lineage, runs
+from alignx_jax.runs import lineage, loading
 from tests.faults.conftest import STEPS
 from tests.faults.program import Stage
 
@@ -86,18 +86,18 @@ def test_what_stands_on_former_weights_is_made_anew(bench, tally, tmp_path):
     model = pathlib.Path(shutil.copytree(bench.model, tmp_path / "model"))
     with tally.verdict() as injected:
         assert bench.finish(run, "all", model=model, training__steps=4, **few).code == 0
-        first = {name: runs.find(str(run / name)).weights for name in ("stage1", "stage2")}
+        first = {name: loading.find(str(run / name)).weights for name in ("stage1", "stage2")}
         again = bench.finish(run, "all", model=model, training__steps=4, **few)
         assert again.code == 0 and "anew" not in again.out, again
-        assert {name: runs.find(str(run / name)).weights for name in first} == first
+        assert {name: loading.find(str(run / name)).weights for name in first} == first
 
         injected.append("changed stage 1")
         longer = bench.finish(run, "all", model=model, training__steps=8, accept_changes=True, **few)
         assert longer.code == 0 and f"it is kept as {run}/stage2.1, and made anew" in longer.out, longer
-        now = {name: runs.find(str(run / name)) for name in first}
+        now = {name: loading.find(str(run / name)) for name in first}
         assert now["stage1"].weights != first["stage1"] and now["stage2"].weights != first["stage2"]
         assert now["stage2"].lineage.start == lineage.Origin("../stage1", now["stage1"].weights, now["stage1"].step)
-        assert runs.find(str(run / "stage2.1")).weights == first["stage2"]
+        assert loading.find(str(run / "stage2.1")).weights == first["stage2"]
         assert Stage(run / "control").logged == 8, "goes on: its model is what it was"
         assert lineage.exported(run / "export") == now["stage2"].weights
         assert lineage.exported(run / "export.1") == first["stage2"]

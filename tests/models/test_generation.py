@@ -18,7 +18,7 @@ from alignx_jax import sharding
 from alignx_jax.data import tokenizer
 from alignx_jax.models import generation
 from alignx_jax.models.generation import Decoding, generate
-from alignx_jax.training import runs
+from alignx_jax.runs import loading
 from tests.models import llamas
 
 VARIANT = "llama3_rope"  # with grouped queries
@@ -95,7 +95,7 @@ def test_beams_within_windows(pair):
 
 @pytest.mark.parametrize("decoding", [Decoding(), pytest.param(Decoding("beam", 4), marks=pytest.mark.slow)])
 def test_the_embedded_sample_model(decoding):
-    source = runs.find("sample")
+    source = loading.find("sample")
     encoder = tokenizer.load(source.huggingface)
     texts = ["The dog", "Der Lehrer hat heute Morgen", "老师", "A", "Le chat est dans"]
     prompts = [[encoder.bos_id, *ids.tolist()] for ids, _ in encoder.encode_batch(texts)]
@@ -253,7 +253,7 @@ def test_one_program_for_each_length_of_prompts_and_any_model(pair, frequent):
 def compiled(config, spec, beams, max_tokens):
     """The program of a Llama sharded over the mesh."""
     mesh = sharding.make_mesh(spec)
-    graph, params = runs.abstract_decoder(config)
+    graph, params = loading.abstract_decoder(config)
     shardings = sharding.parameter_shardings(params, mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings)
     with jax.set_mesh(mesh):

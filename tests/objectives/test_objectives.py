@@ -11,13 +11,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignx_jax import hlo, hlo_cost, sharding
+from alignx_jax import sharding
 from alignx_jax.objectives import next_token as next_token_objective
 from alignx_jax.objectives import pooling
 from alignx_jax.objectives.contrastive import contrastive
 from alignx_jax.objectives.language_matching import Classifier, language_matching
 from alignx_jax.objectives.language_matching import weight as matching_weight
 from alignx_jax.objectives.next_token import next_token
+from alignx_jax.planning import hlo, hlo_cost
 
 CASES = {"gqa_three_languages": 2, "tied_llama3_rope": 3}
 

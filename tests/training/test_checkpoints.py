@@ -22,7 +22,7 @@ from alignx_jax.exits import StorageError, UserError
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.models.families import decoder_config
 from alignx_jax.training import checkpoints as module
-from alignx_jax.training import durable, optimizer, state, written
+from alignx_jax.training import optimizer, state, written
 from alignx_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -316,7 +316,7 @@ def test_an_error_of_a_save_surfaces_and_leaves_the_one_before(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write", full)
+        patch.setattr(storage, "write", full)
         checkpoints.save(2, fresh("1x1"), None)
         says = rf"{tmp_path}/2: the checkpoint could .* \(.*No space left on device.*step 1 is intact; make room"
         end = time.monotonic() + 30
@@ -331,8 +331,8 @@ def test_an_error_of_a_save_surfaces_and_leaves_the_one_before(tmp_path, monkeyp
 
 def test_polling_does_not_wait(tmp_path, monkeypatch):
     checkpoints, go_on = Checkpoints(tmp_path, writable=True), threading.Event()
-    write = durable.write
-    monkeypatch.setattr(durable, "write", lambda *args: (go_on.wait(30), write(*args)))
+    write = storage.write
+    monkeypatch.setattr(storage, "write", lambda *args: (go_on.wait(30), write(*args)))
     checkpoints.save(1, fresh("1x1"), None)
     checkpoints.poll()
     assert checkpoints.latest is None

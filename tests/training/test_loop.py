@@ -14,7 +14,8 @@ from flax import nnx
 from alignx_jax import sharding
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import companions, metrics, runs
+from alignx_jax.runs import companions, loading
+from alignx_jax.training import metrics
 from alignx_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def tiny(tmp_path_factory) -> pathlib.Path:
     """A random Llama with the sample's tokenizer, in a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    sample = runs.find("sample").huggingface
+    sample = loading.find("sample").huggingface
     settings = huggingface.read_config(sample)
     settings |= dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
     decoder = Decoder(families.decoder_config(settings, "test"), rngs=nnx.Rngs(0))
@@ -81,7 +82,7 @@ def finish(command: list[str]) -> str:
 def parameters(folder: pathlib.Path, step: int) -> list[np.ndarray]:
     """Every array of a checkpoint's decoder."""
     mesh = sharding.make_mesh("1x1")
-    _, params = runs.abstract_decoder(runs.find(str(folder)).decoder_config())
+    _, params = loading.abstract_decoder(loading.find(str(folder)).decoder_config())
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         params,
@@ -118,7 +119,7 @@ def test_both_stages_and_what_they_leave_behind(tmp_path, command, cache):
         assert steps == list(range(1, 25)), "no gap, no step twice"
         assert [r["step"] for r in metrics.read(folder, "validation")] == [0, 8, 16, 24]
         assert list((folder / "tensorboard").glob("events.*"))
-        assert runs.find(str(folder)).run
+        assert loading.find(str(folder)).run
     first, last = (metrics.read(run / "stage1", "validation")[n] for n in (0, -1))
     assert last["loss"] < first["loss"]
     assert {"next_token", "contrastive", "language_matching"} <= set(first)

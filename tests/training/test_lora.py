@@ -21,7 +21,8 @@ from alignx_jax.config import LoraConfig, ObjectiveConfig, OptimizerConfig
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models import peft as folders
-from alignx_jax.training import lineage, loop, optimizer, runs, state, step
+from alignx_jax.runs import lineage, loading
+from alignx_jax.training import loop, optimizer, state, step
 from benchmarks import parity
 from benchmarks.torch_reference import AlignXTorch
 from tests.models import llamas
@@ -154,8 +155,8 @@ def test_a_stopped_run_ends_bit_for_bit_and_keeps_only_what_is_trained(trainer, 
 
 @pytest.mark.slow
 def test_a_stage_goes_on_with_the_adapters_of_the_one_before(trainer, whole, tmp_path):
-    best = runs.Checkpoints(whole / "checkpoints").best
-    source = runs.find(str(whole))
+    best = loading.Checkpoints(whole / "checkpoints").best
+    source = loading.find(str(whole))
     again = dataclasses.replace(
         trainer, config=dataclasses.replace(trainer.config, model=str(whole)), source=source, out=io.StringIO()
     )
@@ -163,7 +164,7 @@ def test_a_stage_goes_on_with_the_adapters_of_the_one_before(trainer, whole, tmp
     (first,) = [r for r in records(tmp_path / "stage1") if r["kind"] == "validation" and r["step"] == 0]
     (last,) = [r for r in records(whole) if r["kind"] == "validation" and r["step"] == best]
     assert first["next_token"] == last["next_token"] and first["contrastive"] == last["contrastive"]
-    after = runs.find(str(tmp_path / "stage1"))
+    after = loading.find(str(tmp_path / "stage1"))
     assert after.base_model() == trainer.config.model, "not the stage before"
     assert not after.load(sharding.make_mesh("1x1")).layers.adapters
     for changes in ({"rank": 2}, {"alpha": 1.0}, {"targets": "q_proj"}):
@@ -174,7 +175,7 @@ def test_a_stage_goes_on_with_the_adapters_of_the_one_before(trainer, whole, tmp
 
 
 def test_exports_of_a_run_are_the_same_model(trainer, whole, tmp_path):
-    source, mesh = runs.find(str(whole)), sharding.make_mesh("2x1")
+    source, mesh = loading.find(str(whole)), sharding.make_mesh("2x1")
     source.export(source.load(mesh), tmp_path / "merged")
     source.export_adapters(mesh, tmp_path / "adapter", "model", {"README.md": b"card"})
     assert (tmp_path / "adapter" / "README.md").read_bytes() == b"card"
@@ -196,7 +197,7 @@ def test_other_weights_below_the_adapters_are_refused(trainer, whole, tmp_path):
     record = lineage.read(folder)
     moved = dataclasses.replace(record, below=dataclasses.replace(record.below, model=str(model)))
     (folder / lineage.FILE).write_text(lineage.text(moved))
-    source, mesh = runs.find(str(folder)), sharding.make_mesh("1x1")
+    source, mesh = loading.find(str(folder)), sharding.make_mesh("1x1")
     source.load(mesh)  # a model that was moved is the same model
     data = bytearray((model / "model.safetensors").read_bytes())
     data[-1] ^= 1  # of one number
@@ -211,7 +212,7 @@ def test_other_weights_below_the_adapters_are_refused(trainer, whole, tmp_path):
     for text in ("[]", lineage.text(dataclasses.replace(record, below=None))):
         (folder / lineage.FILE).write_text(text)
         with pytest.raises(UserError, match=r"lineage.json is damaged"):
-            runs.find(str(folder)).load(mesh)
+            loading.find(str(folder)).load(mesh)
 
 
 def test_a_run_that_goes_on_with_other_weights_is_refused(trainer, whole, tmp_path):

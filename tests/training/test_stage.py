@@ -19,24 +19,13 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from alignx_jax import config_files as configs
-from alignx_jax import exits, sharding
+from alignx_jax import exits, sharding, storage
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.training import (
-    balance,
-    checkpoints,
-    companions,
-    compiling,
-    durable,
-    lineage,
-    loop,
-    metrics,
-    profiling,
-    runs,
-    stage,
-)
+from alignx_jax.runs import companions, lineage, loading
+from alignx_jax.training import balance, checkpoints, compiling, loop, metrics, profiling, stage
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -81,7 +70,7 @@ class Trainer:
     """Trains a tiny model on a few lines, in this process."""
 
     config: configs.Config
-    source: runs.Source
+    source: loading.Source
     data: pipeline.Data
     out: io.StringIO = dataclasses.field(default_factory=io.StringIO)
 
@@ -113,7 +102,7 @@ class Trainer:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    sample = runs.find("sample").huggingface
+    sample = loading.find("sample").huggingface
     settings = huggingface.read_config(sample)
     settings |= dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
     model = folder / "model"
@@ -145,7 +134,7 @@ def prepared(tmp_path_factory):
             compute_dtype="float32",
         ),
     )
-    source = runs.find(str(model))
+    source = loading.find(str(model))
     data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
     return config, source, data
 
@@ -246,15 +235,15 @@ def test_changed_settings_are_written_down_once_a_step_was_made_with_them(prepar
 
 def test_a_stage_is_compared_with_what_it_began_with_alone(prepared, undisturbed, tmp_path):
     _, source, _ = prepared
-    stage = runs.find(str(undisturbed))
+    stage = loading.find(str(undisturbed))
     assert stage.start == str(source.huggingface) and stage.lineage.start.weights == source.weights
-    runs.check_lineage([source, stage])
+    loading.check_lineage([source, stage])
     folder = pathlib.Path(shutil.copytree(undisturbed, tmp_path / "stage1"))
     other = dataclasses.replace(stage.lineage, start=dataclasses.replace(stage.lineage.start, weights="0"))
     (folder / lineage.FILE).write_text(lineage.text(other))
-    runs.check_lineage([runs.find("sample"), runs.find(str(folder))])
+    loading.check_lineage([loading.find("sample"), loading.find(str(folder))])
     with pytest.raises(exits.UserError, match=rf"^{folder} was trained from other weights than .*digest 0 then, "):
-        runs.check_lineage([source, runs.find(str(folder))])
+        loading.check_lineage([source, loading.find(str(folder))])
 
 
 @pytest.mark.slow
@@ -466,8 +455,8 @@ class Full:
     """A disk without room for checksums from some step on."""
 
     def __init__(self, monkeypatch, step: int):
-        self._write, self._step = durable.write, step
-        monkeypatch.setattr(durable, "write", self)
+        self._write, self._step = storage.write, step
+        monkeypatch.setattr(storage, "write", self)
 
     def __call__(self, path: pathlib.Path, text: str) -> None:
         if path.name == checkpoints.CHECKSUMS and int(path.parent.name.split(".")[0]) >= self._step:
