@@ -1,4 +1,4 @@
-"""The configuration of a run: one tree of frozen dataclasses, every field with its unit.
+"""The configuration of a run: one tree of frozen dataclasses, every field with its unit and its role.
 
 The defaults are the published settings of AlignX (arXiv 2509.24338) wherever the paper or its code fixes a value.
 A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.learning-rate=1e-5`).
@@ -6,14 +6,41 @@ A file in `configs/` builds a `Config`; any field is also a flag (`--optimizer.l
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 import pydantic_core
 
 Stage = Literal["prepare", "1", "2", "evaluate", "export", "plan", "all"]
+
+T = TypeVar("T")
+
+
+class Role(enum.Enum):
+    """What a change of a setting means for a stage that was begun without it."""
+
+    RESULT = "other weights would come out: it is refused, or accepted by --accept-changes"
+    SHAPE = "the arrays of the saved state would be others: it is refused"
+    CONTENTS = "a path of data or of a model: the digest of what is there counts"
+    WORK = "how the work is done: the result is the same"
+    PLACE = "where something is written or kept: the result is the same"
+    MEASURE = "what is measured of trained models"
+    OUTPUT = "what is exported or planned"
+
+
+Result = Annotated[T, Role.RESULT]
+Shape = Annotated[T, Role.SHAPE]
+Contents = Annotated[T, Role.CONTENTS]
+Work = Annotated[T, Role.WORK]
+Place = Annotated[T, Role.PLACE]
+Measure = Annotated[T, Role.MEASURE]
+Output = Annotated[T, Role.OUTPUT]
+
+REMOTE = "may be gs://"
+"""Marks a path of what a run writes or has written."""
 
 _STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -44,52 +71,52 @@ class DataConfig:
 
     __pydantic_config__ = _STRICT
 
-    parallel: tuple[str, ...] = ()
+    parallel: Contents[tuple[str, ...]] = ()
     """Parallel text: TSV or JSONL files (.gz too), folders of them, Moses pairs by prefix (`train.de-en`), a published
     pair such as `opus100/de-en`, `sample`."""
-    parallel_weights: tuple[_Positive, ...] = ()
+    parallel_weights: Result[tuple[_Positive, ...]] = ()
     """How many times an epoch reads each parallel source (0.5: a fresh half every epoch); empty: once each."""
-    temperature: Annotated[float, pydantic.Field(ge=1, allow_inf_nan=False)] = 1.0
+    temperature: Result[Annotated[float, pydantic.Field(ge=1, allow_inf_nan=False)]] = 1.0
     """An epoch takes n^(1/temperature) of a pair of languages that has n by the weights, scaled to as many examples in
     all: 1 as they are, 5 flatter, 100 nearly the same of each."""
-    pairs: Literal["pivot", "all"] = "pivot"
+    pairs: Result[Literal["pivot", "all"]] = "pivot"
     """Pairs made of a multi-way line: each language with English, or every two languages."""
-    instructions: tuple[str, ...] = ()
+    instructions: Contents[tuple[str, ...]] = ()
     """Alpaca-style instructions or chats for stage 2: JSON or JSONL files (.gz too), Parquet, folders of them, a
     published language such as `bactrian_x/de`, or `sample`."""
-    instruction_weights: tuple[_Positive, ...] = ()
+    instruction_weights: Result[tuple[_Positive, ...]] = ()
     """How many times an epoch reads each instruction source; empty: once each."""
-    translation_share: _Share = 0.5
+    translation_share: Result[_Share] = 0.5
     """Share of stage-2 examples that are translation instructions drawn from `parallel` (0 to 1)."""
-    directions: Literal["both", "forward", "backward"] = "both"
+    directions: Result[Literal["both", "forward", "backward"]] = "both"
     """Translation directions made of each pair: as the file gives it (forward), turned round (backward), or both."""
-    template: str = "alpaca"
+    template: Contents[str] = "alpaca"
     """Prompt template: a JSON file (see docs/data.md), `alpaca` (published), or `sample` (a few tokens long)."""
-    cutoff: Annotated[int, pydantic.Field(ge=4)] = 512
+    cutoff: Result[Annotated[int, pydantic.Field(ge=4)]] = 512
     """Longest example, in tokens with BOS and EOS."""
-    overlong: Literal["drop", "truncate"] = "drop"
+    overlong: Result[Literal["drop", "truncate"]] = "drop"
     """An example longer than the cutoff is dropped and counted, or truncated as the published code does."""
-    min_target_tokens: _Count = 3
+    min_target_tokens: Result[_Count] = 3
     """An example with fewer target tokens before its last position is dropped and counted (published: 3)."""
-    spans: Literal["separate", "in-prompt"] = "separate"
+    spans: Result[Literal["separate", "in-prompt"]] = "separate"
     """Where stage 1 pools a sentence: encoded once more by itself, at the cost of its tokens, which count towards the
     cutoff and have no next-token loss; or inside the prompt (published), where a target has seen its source."""
-    loss_on: Literal["sequence", "response"] = "sequence"
+    loss_on: Result[Literal["sequence", "response"]] = "sequence"
     """Next-token loss over the whole sequence (published) or over the response only; of chats always the assistant's
     turns only."""
-    row_length: _Count = 512
+    row_length: Result[_Count] = 512
     """Tokens in a packed row; at least `cutoff`."""
-    examples_per_row: _Count = 16
+    examples_per_row: Result[_Count] = 16
     """Most examples packed into one row."""
-    validation: _Size = 2000
+    validation: Result[_Size] = 2000
     """Pairs held out for validation, over all sources, at most a tenth; in stage 2 as many instructions too."""
-    limit: _Count | None = None
+    limit: Result[_Count | None] = None
     """Most records used of each source, spread evenly over it; unset: all."""
-    on_error: Literal["stop", "skip"] = "stop"
+    on_error: Result[Literal["stop", "skip"]] = "stop"
     """A bad line stops preparation with file and line, or is skipped, counted and listed in a file."""
-    cache: _Path = "~/.cache/alignx_jax"
+    cache: Place[_Path] = "~/.cache/alignx_jax"
     """Folder of the prepared (ArrayRecord) and tokenized corpora; later runs reuse them."""
-    beam: str | None = None
+    beam: Work[str | None] = None
     """Options of an Apache Beam pipeline whose workers read and check text files (docs/beam.md), such as
     `--runner=DirectRunner --direct_num_workers=4`, in one string; unset: this process does. The data are the same."""
 
@@ -100,14 +127,14 @@ class ContrastiveConfig:
 
     __pydantic_config__ = _STRICT
 
-    weight: _Factor = 0.3
+    weight: Result[_Factor] = 0.3
     """lambda_ctr; 0 turns the loss off."""
-    layer: int | Literal["auto"] = "auto"
+    layer: Result[int | Literal["auto"]] = "auto"
     """Layers run before the hidden state that is aligned (published: half of the model's, 16 of 32); auto: where the
     two sentences of held-out pairs find each other best before training."""
-    temperature: _Positive = 0.1
+    temperature: Result[_Positive] = 0.1
     """tau of the InfoNCE softmax over cosine similarities."""
-    form: Literal["published", "symmetric"] = "published"
+    form: Result[Literal["published", "symmetric"]] = "published"
     """Published: each source against all targets, halved. Symmetric: the mean of both directions."""
 
 
@@ -117,11 +144,11 @@ class LanguageMatchingConfig:
 
     __pydantic_config__ = _STRICT
 
-    weight: _Factor = 0.4
+    weight: Shape[_Factor] = 0.4
     """lambda_lam; 0 turns the loss off."""
-    layer: int | None = None
+    layer: Result[int | None] = None
     """Layers run before the hidden state that is classified; unset: all, after the final norm (published)."""
-    width: _Count = 128
+    width: Shape[_Count] = 128
     """Hidden width of the pair classifier."""
 
 
@@ -133,15 +160,15 @@ class ObjectiveConfig:
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
     language_matching: LanguageMatchingConfig = LanguageMatchingConfig()
-    standardize: Literal["batch", "none"] = "batch"
+    standardize: Result[Literal["batch", "none"]] = "batch"
     """Pooled states get mean 0 and deviation 1 in each dimension, over the sentences that meet, before both pair
     losses; or are taken as they are (published: none), where a pre-trained model's point all the same way."""
-    negatives: Literal["global", "step", "micro-batch"] = "global"
+    negatives: Result[Literal["global", "step", "micro-batch"]] = "global"
     """Pairs meet those of all devices in their micro-batch, of all micro-batches of the step too (exact, at the cost of
     one more forward pass), or (published) those of their own device in their micro-batch."""
-    duplicates: Literal["mask", "keep"] = "mask"
+    duplicates: Result[Literal["mask", "keep"]] = "mask"
     """A pair that shares a sentence with the anchor's pair is no negative of it (mask), or is one (published: keep)."""
-    chunk: _Count | None = None
+    chunk: Result[_Count | None] = None
     """Positions of each row whose logits exist at a time in the next-token loss; unset: up to 128, as many as keep
     them under 256 MB a device."""
 
@@ -152,24 +179,24 @@ class OptimizerConfig:
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["adamw", "adafactor"] = "adamw"
+    kind: Shape[Literal["adamw", "adafactor"]] = "adamw"
     """AdamW (published), or Adafactor with the same learning rates, whose state is a few MB: no mean of the gradient,
     and of its square means over rows and columns only. The betas, epsilon and moment type are AdamW's alone."""
-    learning_rate: _Factor = 2e-6
+    learning_rate: Result[_Factor] = 2e-6
     """Peak learning rate."""
-    warmup_steps: _Size = 100
+    warmup_steps: Result[_Size] = 100
     """Steps of linear warm-up; the first update has learning rate 0."""
-    beta1: _Decay = 0.9
+    beta1: Result[_Decay] = 0.9
     """Decay of the gradient's running mean."""
-    beta2: _Decay = 0.999
+    beta2: Result[_Decay] = 0.999
     """Decay of the squared gradient's running mean."""
-    epsilon: _Positive = 1e-8
+    epsilon: Result[_Positive] = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: _Factor = 0.0
+    weight_decay: Result[_Factor] = 0.0
     """Decoupled weight decay, on all parameters as published."""
-    clip_norm: _Positive = 1.0
+    clip_norm: Result[_Positive] = 1.0
     """Largest global norm of the accumulated gradient."""
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moment_dtype: Shape[Literal["float32", "bfloat16"]] = "float32"
     """Type in which the gradient's running mean is kept: bfloat16 saves 2 bytes a parameter. That of its square, whose
     changes are too small for bfloat16, is float32 always."""
 
@@ -180,11 +207,11 @@ class LoraConfig:
 
     __pydantic_config__ = _STRICT
 
-    rank: _Size = 0
+    rank: Shape[_Size] = 0
     """Rank of what is trained of a linear layer, in float32; 0: all weights are trained, and there are no adapters."""
-    alpha: _Positive = 32.0
+    alpha: Shape[_Positive] = 32.0
     """An adapter's output is multiplied by alpha / rank."""
-    targets: str = ".*"
+    targets: Shape[str] = ".*"
     """Linear layers with an adapter: a regular expression of Hugging Face's names of them, such as `q_proj|v_proj`;
     unset: all of attention and MLP."""
 
@@ -195,30 +222,30 @@ class TrainingConfig:
 
     __pydantic_config__ = _STRICT
 
-    rows: _Count = 32
+    rows: Result[_Count] = 32
     """Packed rows an optimizer step, over all devices and micro-batches."""
-    accumulation: _Count = 1
+    accumulation: Result[_Count] = 1
     """Micro-batches a step is split into."""
-    epochs: _Positive = 2.0
+    epochs: Result[_Positive] = 2.0
     """Passes over the data."""
-    steps: _Count | None = None
+    steps: Result[_Count | None] = None
     """Optimizer steps, instead of `epochs`."""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compute_dtype: Result[Literal["bfloat16", "float32"]] = "bfloat16"
     """Precision of activations and matrix products; master weights, moments and sums are float32."""
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    attention: Result[Literal["auto", "xla", "splash", "cudnn"]] = "auto"
     """What computes attention: a fused kernel, splash on TPU or cudnn on GPU, or xla anywhere; auto: what it can."""
-    remat: Literal["none", "attention", "block", "offload"] = "block"
+    remat: Result[Literal["none", "attention", "block", "offload"]] = "block"
     """What the backward pass computes again: nothing, every layer but its attention, or every layer from its input,
     which `offload` keeps in the host's memory."""
-    validate_every: _Count = 200
+    validate_every: Result[_Count] = 200
     """Steps between validations (and at the end)."""
-    save_every: _Count = 200
+    save_every: Work[_Count] = 200
     """Steps between checkpoints (and at the end)."""
-    keep: _Count = 2
+    keep: Work[_Count] = 2
     """Latest checkpoints kept, besides the best by validation loss."""
-    wandb: _Path | None = None
+    wandb: Place[_Path | None] = None
     """Project on Weights & Biases that gets settings and metrics too (needs the package wandb); unset: none."""
-    stall_seconds: _Positive = 600.0
+    stall_seconds: Work[_Positive] = 600.0
     """Seconds that a step, its data, a validation or a save may take before a stall is reported; it goes on all the
     same."""
 
@@ -229,29 +256,29 @@ class TranslationConfig:
 
     __pydantic_config__ = _STRICT
 
-    directions: tuple[str, ...] = ("pivot",)
+    directions: Measure[tuple[str, ...]] = ("pivot",)
     """Pairs such as `de-en`, `pivot` (to and from the pivot, every language), `all` (every pair), `none`."""
-    limit: _Count = 100
+    limit: Measure[_Count] = 100
     """Most sentences a direction."""
-    shots: _Size = 0
+    shots: Measure[_Size] = 0
     """Translations shown before each sentence; taken from lines of the file that are not tested."""
-    method: Literal["greedy", "beam", "sample"] = "greedy"
+    method: Measure[Literal["greedy", "beam", "sample"]] = "greedy"
     """How the next token is chosen."""
-    beams: Annotated[int, pydantic.Field(ge=2)] = 4
+    beams: Measure[Annotated[int, pydantic.Field(ge=2)]] = 4
     """Hypotheses kept by beam search."""
-    length_penalty: Annotated[float, pydantic.Field(allow_inf_nan=False)] = 1.0
+    length_penalty: Measure[Annotated[float, pydantic.Field(allow_inf_nan=False)]] = 1.0
     """Beam search divides the log probability of a hypothesis by its length to this power."""
-    temperature: _Positive = 1.0
+    temperature: Measure[_Positive] = 1.0
     """Sampling divides the logits by it."""
-    top_k: _Size = 0
+    top_k: Measure[_Size] = 0
     """Sampling takes one of the most probable tokens, this many; 0: of all."""
-    top_p: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    top_p: Measure[Annotated[float, pydantic.Field(gt=0, le=1)]] = 1.0
     """Sampling takes one of the most probable tokens that together have this probability."""
-    max_tokens: _Count = 128
+    max_tokens: Measure[_Count] = 128
     """Most tokens generated a sentence."""
-    rows: _Count = 32
+    rows: Measure[_Count] = 32
     """Sentences generated at a time, over all devices."""
-    comet: str | None = None
+    comet: Measure[str | None] = None
     """Checkpoint (.ckpt) of a COMET model, for the program comet-score of unbabel-comet; unset: no COMET."""
 
 
@@ -261,30 +288,30 @@ class EvaluationConfig:
 
     __pydantic_config__ = _STRICT
 
-    name: _FolderName | None = None
+    name: Measure[_FolderName | None] = None
     """Folder in `evaluation/` of the run's; unset: from the sentences, such as `flores200-devtest`."""
-    sentences: str | None = None
+    sentences: Measure[str | None] = None
     """Multi-way parallel sentences: JSONL with `{"text": {"en": ..., "de": ...}}` a line, `flores200:dev`,
     `flores200:devtest` (101 too), `ntrex128:test`, or `sample` (held out)."""
-    languages: tuple[str, ...] = ()
+    languages: Measure[tuple[str, ...]] = ()
     """Languages compared with the pivot; empty: all in the file. English is measured besides, if all lines have it."""
-    pivot: str = "en"
+    pivot: Measure[str] = "en"
     """The language that every other one is retrieved from and to."""
-    limit: _Count = 1000
+    limit: Measure[_Count] = 1000
     """Most sentences a language."""
-    rows: _Count = 32
+    rows: Measure[_Count] = 32
     """Packed rows encoded at a time, over all devices."""
-    in_prompt: bool = False
+    in_prompt: Measure[bool] = False
     """Also score sentences inside the training prompt, where a target has seen its source: inflated by construction."""
-    choices: tuple[str, ...] = ()
+    choices: Measure[tuple[str, ...]] = ()
     """Two-option items, XCOPA's JSONL (premise, choice1, choice2, question, label, lang): files or folders of them."""
-    tasks: tuple[str, ...] = ()
+    tasks: Measure[tuple[str, ...]] = ()
     """Tasks of lm-evaluation-harness by name, where `lm_eval` is installed."""
-    tasks_data: str | None = None
+    tasks_data: Measure[str | None] = None
     """Folder of the files that the project's own offline tasks (docs/evaluation.md) read."""
-    tasks_limit: _Count | None = None
+    tasks_limit: Measure[_Count | None] = None
     """Most items a task; unset: all."""
-    resamples: Annotated[int, pydantic.Field(ge=100)] = 1000
+    resamples: Measure[Annotated[int, pydantic.Field(ge=100)]] = 1000
     """Bootstrap resamples of the sentences for each 95 % interval."""
     translation: TranslationConfig = TranslationConfig()
 
@@ -295,13 +322,13 @@ class ExportConfig:
 
     __pydantic_config__ = _STRICT
 
-    to: str | None = None
+    to: Output[Annotated[str | None, REMOTE]] = None
     """Folder to write; unset: `export` in the run's folder."""
-    dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
+    dtype: Output[Literal["original", "float32", "bfloat16", "float16"]] = "original"
     """Type of the written weights; original: that of the model training began from."""
-    adapter: bool = False
+    adapter: Output[bool] = False
     """Write the adapters of a run with `--lora.rank` alone, as a folder that PEFT loads over its base model."""
-    shard_gb: _Positive = 5.0
+    shard_gb: Output[_Positive] = 5.0
     """Largest safetensors file, in GB (1e9 bytes)."""
 
 
@@ -311,11 +338,11 @@ class PlanConfig:
 
     __pydantic_config__ = _STRICT
 
-    shapes: str | None = None
+    shapes: Output[str | None] = None
     """Folder with the config.json of the model planned for where `model` is unset; no weights are read."""
-    search: bool = False
+    search: Output[bool] = False
     """Also try other meshes, micro-batches, remat policies and moment types, and name the fastest that fits."""
-    compilations: _Count = 12
+    compilations: Output[_Count] = 12
     """Most compilations of a search; each takes from seconds to minutes."""
 
 
@@ -325,11 +352,11 @@ class HostsConfig:
 
     __pydantic_config__ = _STRICT
 
-    coordinator: str | None = None
+    coordinator: Work[str | None] = None
     """HOST:PORT of process 0, a free port that all processes reach."""
-    count: _Count | None = None
+    count: Work[_Count | None] = None
     """Number of processes; each has the same number of devices."""
-    index: _Size | None = None
+    index: Work[_Size | None] = None
     """Number of this process, from 0."""
 
 
@@ -339,28 +366,28 @@ class Config:
 
     __pydantic_config__ = _STRICT
 
-    stage: Stage = "1"
+    stage: Work[Stage] = "1"
     """Part of the pipeline to run; `all`: prepare, 1, 2, evaluate and export, and a control run to compare with."""
-    mesh: str = "1x1"
+    mesh: Work[str] = "1x1"
     """Devices as data (FSDP) x model (tensor), or replicas x data x model."""
-    topology: str | None = None
+    topology: Work[str | None] = None
     """Machine that `plan` compiles for: a TPU slice such as v5e:2x4, v5p:4x4x8 or v6e:2x4; `cpu`, this host; or GPUs on
     paper, such as h100:8."""
-    run: _Path = "runs/default"
+    run: Place[Annotated[_Path, REMOTE]] = "runs/default"
     """Folder of this run; each stage writes its own folder inside."""
-    model: str | None = None
+    model: Contents[Annotated[str | None, REMOTE]] = None
     """Model to start from: a Hugging Face folder, a stage's folder of a run, or `sample`. Unset: stage 2 starts from
     stage 1 of this run, evaluate takes all stages of the run, export its last; the model in a file of --config is not
     for these three."""
-    compare: tuple[str, ...] = ()
+    compare: Measure[Annotated[tuple[str, ...], REMOTE]] = ()
     """Models that evaluate compares `model` with (the first is the baseline), or puts beside the stages of the run."""
-    accept_changes: bool = False
+    accept_changes: Work[bool] = False
     """Continue a stage with settings or data other than it was begun with; the former settings are kept beside."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: Work[Literal["stop", "skip"]] = "stop"
     """A step whose loss or gradient is not finite stops the run and is written down, or is left out and counted."""
-    profile: str | None = None
+    profile: Work[str | None] = None
     """Steps of training to trace with JAX's profiler, such as 10 or 10-12; see the folder `profile` of the stage."""
-    seed: _Size = 0
+    seed: Result[_Size] = 0
     """Seed of the data order, the pair classifier's initial weights, sampling and the bootstrap."""
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -10,30 +10,52 @@ import json
 import pathlib
 import re
 import traceback
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 
 import pydantic
 
 from alignx_jax import storage
-from alignx_jax.config import Config
+from alignx_jax.config import REMOTE, Config, Role
 from alignx_jax.exits import UserError
 
-_REMOTE = ("run", "model", "compare", "export.to")  # may be gs://
 _STAGES = ("stage1", "control", "stage2")  # folders of a run
 _PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")  # of an address such as https://user:password@host/
 
 
 def flat(config: Config) -> dict[str, object]:
     """Every setting by its name, such as `training.rows`, with its value as JSON has it."""
+    return dict(flattened(json.loads(to_json(config))))
 
-    def items(tree: dict, prefix: str) -> Iterator[tuple[str, object]]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from items(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
 
-    return dict(items(json.loads(to_json(config)), ""))
+def flattened(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The settings of a configuration's JSON by their names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@functools.cache
+def roles() -> dict[str, Role]:
+    """What a change of each setting means, by its name."""
+    return {name: mark for name, marks in _marks(Config) for mark in marks if isinstance(mark, Role)}
+
+
+@functools.cache
+def _remote() -> set[str]:
+    """Settings that may be gs://."""
+    return {name for name, marks in _marks(Config) if REMOTE in marks}
+
+
+def _marks(settings: type, prefix: str = "") -> Iterator[tuple[str, tuple]]:
+    """Each setting by its name, and what its type is annotated with."""
+    for name, kind in typing.get_type_hints(settings, include_extras=True).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _marks(kind, f"{prefix}{name}.")
+        elif not name.startswith("__"):
+            yield prefix + name, typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
 
 
 def unknown(arguments: Sequence[str]) -> str | None:
@@ -122,7 +144,7 @@ def check(config: Config) -> Config:
         check_text(flag, text)
         if _PASSWORD.search(text):
             raise UserError(f"--{flag}: holds a password, which the run's folder would keep; leave it out")
-        if re.match(r"\w+://", text) and not (flag in _REMOTE and re.match("gs://[^/]", text)):
+        if re.match(r"\w+://", text) and not (flag in _remote() and re.match("gs://[^/]", text)):
             raise UserError(
                 f"--{flag}={text}: has to be a path of this machine; --run, --model, --compare, --config and "
                 "--export.to may be gs://BUCKET/... besides, for what a run writes or has written"

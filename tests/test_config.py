@@ -15,6 +15,7 @@ from alignx_jax.config import (
     ExportConfig,
     LanguageMatchingConfig,
     ObjectiveConfig,
+    Role,
 )
 from alignx_jax.exits import UserError
 
@@ -203,3 +204,9 @@ def test_of_a_folder_only_its_json_is_read(tmp_path):
 def test_a_folder_without_a_configuration(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         configs.load(str(tmp_path))
+
+
+def test_every_setting_has_a_role():
+    """One, and no other setting than those of the configuration has."""
+    marks = {name: [mark for mark in marks if isinstance(mark, Role)] for name, marks in configs._marks(Config)}
+    assert {name: len(roles) for name, roles in marks.items()} == dict.fromkeys(configs.flat(Config()), 1)

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from alignx_jax import storage
-from alignx_jax.config import EvaluationConfig
+from alignx_jax import config_files, storage
+from alignx_jax.config import EvaluationConfig, Role
 from alignx_jax.evaluation.schema import Results
 from alignx_jax.exits import UserError
 from alignx_jax.runs import saved
@@ -20,20 +20,8 @@ FILE = "evaluation.json"
 """Is written last in object storage: a folder without it is no evaluation."""
 _MODEL = ("name", "path", "parameters", "align_layer", "baseline_layer", "step", "weights", "training")
 """What tells two models, or one before and after more training, apart."""
-_ELSEWHERE = (
-    "stage",
-    "run",
-    "model",
-    "compare",
-    "mesh",
-    "topology",
-    "accept_changes",
-    "profile",
-    "export",
-    "plan",
-    "hosts",
-)
-"""Settings that are no part of what was measured, or are in the models."""
+_MEASURED = (Role.RESULT, Role.SHAPE, Role.MEASURE)
+"""Settings that are a part of what was measured, with the template; the models are in `_MODEL`."""
 
 
 def place(run: storage.Path, options: EvaluationConfig) -> storage.Path:
@@ -154,5 +142,6 @@ def _is_again(folder: storage.Path, results: dict[str, Any]) -> bool:
 
 def _what(results: dict[str, Any]) -> list[Any]:
     models = [[model.get(key) for key in _MODEL] for model in results["models"]]
-    settings = {name: value for name, value in results["config"].items() if name not in _ELSEWHERE}
+    named = {name for name, role in config_files.roles().items() if role in _MEASURED} | {"data.template"}
+    settings = {name: value for name, value in config_files.flattened(results["config"]) if name in named}
     return [results["sentences"], settings, models]

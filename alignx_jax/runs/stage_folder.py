@@ -12,8 +12,8 @@ import time
 from typing import Literal
 
 from alignx_jax import hosts, sharding, storage
-from alignx_jax.config import Config
-from alignx_jax.config_files import flat, from_json, to_json
+from alignx_jax.config import Config, Role
+from alignx_jax.config_files import flat, from_json, roles, to_json
 from alignx_jax.data import corpora, prompts
 from alignx_jax.exits import UserError
 from alignx_jax.runs import companions, lineage, loading
@@ -22,32 +22,6 @@ from alignx_jax.runs.lineage import Lineage
 STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
 """A run's folders, and what tables call their models."""
 
-# What may differ when a run continues, because its result does not depend on it.
-_FREE = (
-    "stage",
-    "run",
-    "mesh",
-    "topology",
-    "compare",
-    "profile",
-    "evaluation.",
-    "export.",
-    "plan.",
-    "hosts.",
-    "data.cache",
-    "data.beam",
-    "training.keep",
-    "training.save_every",
-    "training.stall_seconds",
-    "training.wandb",
-    "accept_changes",
-    "on_nonfinite",  # a run that has come so far had no such step
-)
-# Of these the contents count (`lineage`), not the paths.
-_CONTENTS = ("model", "data.parallel", "data.instructions", "data.template")
-# What the saved state's arrays depend on; `objective.language_matching.weight` by whether it is 0.
-_SHAPES = ("optimizer.kind", "optimizer.moment_dtype", "lora.rank", "lora.alpha", "lora.targets")
-_SHAPES += ("objective.language_matching.width", "objective.language_matching.weight")
 _BEGUN = ("huggingface", lineage.FILE, "config.json")  # `claim` writes them, in this order
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 
@@ -104,13 +78,15 @@ def _changed_data(begun: Lineage, now: Lineage) -> list[str]:
 
 
 def _reshapes(name: str, there: object, here: object) -> bool:
-    return name in _SHAPES and not (name.endswith(".weight") and there and here)
+    """Whether the saved arrays depend on it; of a loss's weight, on whether it is 0."""
+    return roles()[name] is Role.SHAPE and not (name.endswith(".weight") and there and here)
 
 
 def _differences(saved: Config, asked: Config) -> dict[str, tuple[object, object]]:
     """Settings that may not differ and do: by their names, as saved and as asked for."""
     old, new = flat(saved), flat(asked)
-    differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and not k.startswith((*_FREE, *_CONTENTS))}
+    counts = (Role.RESULT, Role.SHAPE)
+    differences = {k: (old[k], new[k]) for k in old if old[k] != new[k] and roles()[k] in counts}
     shards = {sharding.data_shards(sharding.abstract_mesh(config.mesh)) for config in (saved, asked)}
     if len(shards) > 1 and _pairs_meet_by_device(saved):
         differences["mesh"] = saved.mesh, asked.mesh

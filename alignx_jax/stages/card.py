@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from alignx_jax.config import Config
+from alignx_jax import config_files
+from alignx_jax.config import Config, Role
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import folders, tables
 from alignx_jax.exits import UserError
@@ -25,9 +26,8 @@ from alignx_jax.training import metrics
 _TEMPLATE = pathlib.Path(__file__).with_name("card.md.jinja")
 _LIBRARIES = ("jax", "flax", "transformers", "numpy")
 _TITLES = {"1": "Stage 1: alignment on translation pairs", "2": "Stage 2: multilingual instructions"}
-# Settings that the trained weights do not depend on, and places of this machine.
-_UNSAID = ("stage", "run", "model", "compare", "topology", "accept_changes", "data.cache")
-_UNSAID += ("evaluation.", "export.", "plan.", "hosts.")
+_SAID = (Role.RESULT, Role.SHAPE, Role.CONTENTS)
+"""Settings that a card names, with the mesh: some losses depend on it. It has the model elsewhere."""
 
 
 @dataclasses.dataclass
@@ -157,7 +157,7 @@ def _stage(source: loading.Source, config: Config, exported: bool) -> _Stage:
     )
     return _Stage(
         title=_TITLES[config.stage],
-        settings=_changed(dataclasses.asdict(config), dataclasses.asdict(Config())),
+        settings=_changed(config),
         data=saved.read(file, _Facts, "start the stage again, which writes it anew") if file.is_file() else None,
         steps=max((record["step"] for record in metrics.read(source.run, "train")), default=0),
         best={key: value for key, value in best.items() if key != "kind"},
@@ -172,13 +172,12 @@ def _best(validations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return min(measured, key=lambda record: record["loss"], default={})
 
 
-def _changed(settings: dict[str, Any], defaults: dict[str, Any], prefix: str = "") -> list[str]:
-    flags = []
-    for key, value in settings.items():
-        name = prefix + key
-        if isinstance(value, dict):
-            flags += _changed(value, defaults[key], f"{name}.")
-        elif value != defaults[key] and not name.startswith(_UNSAID):
+def _changed(config: Config) -> list[str]:
+    """The settings away from their defaults, as flags."""
+    named = {name for name, role in config_files.roles().items() if role in _SAID} - {"model"} | {"mesh"}
+    defaults, flags = dict(config_files.flattened(dataclasses.asdict(Config()))), []
+    for name, value in config_files.flattened(dataclasses.asdict(config)):
+        if name in named and value != defaults[name]:
             values = [pathlib.PurePath(str(v)).name for v in value] if isinstance(value, tuple) else [str(value)]
             flags.append(f"--{name.replace('_', '-')} {' '.join(values)}")
     return flags
