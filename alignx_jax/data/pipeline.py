@@ -244,45 +244,55 @@ class Data:
         }
 
 
+Corpora = dict[corpora.Kind, list[corpora.Corpus]]
+
+
+def read(config: Config, stage: Literal["1", "2"]) -> Corpora:
+    """Every source of a stage, read and found good, or found in the cache.
+
+    Raises:
+      UserError: a setting that cannot work, or a source that is not there or has a bad line.
+    """
+    data = config.data
+    _check(config)
+    prompts.load(data.template)
+    kinds: dict[corpora.Kind, tuple[str, ...]] = {}
+    if stage == "2" and data.translation_share < 1:
+        kinds["instructions"] = data.instructions
+    if stage == "1" or data.translation_share > 0:
+        kinds["parallel"] = data.parallel
+    for kind, sources in kinds.items():
+        if not sources:
+            raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
+    settings = pathlib.Path(data.cache), data.on_error, data.pairs, data.beam
+    return {kind: [corpora.prepare(kind, source, *settings) for source in sources] for kind, sources in kinds.items()}
+
+
 def build(
     config: Config,
     stage: Literal["1", "2"],
     tokenizer: Tokenizer,
     progress: Progress = lambda source, done, total: None,
-    when_read: Callable[[], None] = lambda: None,
+    sources: Corpora | None = None,
 ) -> Data:
-    """Prepares, encodes and plans the data of a stage; what an earlier run prepared is reused.
+    """Encodes and plans the data of a stage; what an earlier run encoded is reused.
 
     Args:
-      when_read: called when every source has been read and found good, before any is encoded.
+      sources: of `read`, which is called where there are none.
 
     Raises:
-      UserError: a setting that cannot work, a source that is not there or has a bad line, every example dropped, or
-        (stage 1 with language matching) only one language.
+      UserError: as `read`; every example dropped, or (stage 1 with language matching) only one language.
     """
     data = config.data
-    _check(config)
+    sources = read(config, stage) if sources is None else sources
     share = 0.0 if stage == "1" else data.translation_share
-    kinds: dict[corpora.Kind, tuple[tuple[str, ...], tuple[float, ...]]] = {}
-    if stage == "2" and share < 1:
-        kinds["instructions"] = (data.instructions, data.instruction_weights)
-    if stage == "1" or share > 0:
-        kinds["parallel"] = (data.parallel, data.parallel_weights)
     template = prompts.load(data.template)
-    folder = pathlib.Path(data.cache)
-    found: dict[corpora.Kind, list[corpora.Corpus]] = {}
-    for kind, (sources, _) in kinds.items():
-        if not sources:
-            raise UserError(f"--data.{kind}: no source; name a file or a folder, or 'sample'")
-        found[kind] = [
-            corpora.prepare(kind, source, folder, data.on_error, data.pairs, data.beam) for source in sources
-        ]
-    when_read()
 
     train, validation, dropped, languages, encoded = {}, {}, Counter(), (), []
     stand = data.spans if stage == "1" else "in-prompt"  # no loss of stage 2 pools
-    for kind, (_, weights) in kinds.items():
-        examples = [encode(corpus, tokenizer, template, data, progress, stand) for corpus in found[kind]]
+    for kind, found in sources.items():
+        weights = data.instruction_weights if kind == "instructions" else data.parallel_weights
+        examples = [encode(corpus, tokenizer, template, data, progress, stand) for corpus in found]
         for one in examples:
             dropped.update(one.dropped)
         codes = sorted({code for one in examples for code in one.languages})

@@ -55,7 +55,8 @@ def weigh(session: Session, source: loading.Source) -> None:
     """The losses side by side as stage 1 would begin, on this host."""
     with jax.set_mesh(session.mesh):
         source.check()
-        weights, data = loop.Weights(source, session.config, session.mesh), session.data("1", source)
+        weights = loop.Weights(source, session.config, session.mesh)
+        data = session.data("1", session.tokenizer(source), session.read("1"))
         config = with_layer(session, session.config, session.run / "stage1", weights, data)
         decoder = source.decoder_config()
         step = loop.build_step(config, loop.recipe(config, decoder, data, session.mesh), decoder, session.mesh)

@@ -18,7 +18,7 @@ def prepare(session: Session) -> None:
         session.console.rule(f"prepare stage {stage}", align="left")
         session.show_source(source)
         source.check()
-        for one in session.data(stage, source).sources:
+        for one in session.data(stage, session.tokenizer(source), session.read(stage)).sources:
             found.setdefault((one.corpus.kind, one.corpus.source), one)
 
     session.console.doing("writing the report")

@@ -119,16 +119,16 @@ class Session:
             )
         return tokenizer.load(source.huggingface, decoder.vocab_size)
 
-    def data(self, stage: str, source: loading.Source, when_read: Callable[[], None] = lambda: None) -> pipeline.Data:
-        """Builds a stage's data, or finds it built, and shows what it is; `when_read` as of `pipeline.build`."""
-        with self.bars("reading the corpora") as advance:
-            data = pipeline.build(
-                self.config,
-                stage,
-                self.tokenizer(source),
-                lambda name, *done: advance(f"encoding {name}", *done),
-                when_read,
-            )
+    def read(self, stage: str) -> pipeline.Corpora:
+        """Every source of a stage's data, read and found good."""
+        with self.console.under_way("reading the corpora"):
+            return pipeline.read(self.config, stage)
+
+    def data(self, stage: str, encoder: tokenizer.Tokenizer, sources: pipeline.Corpora) -> pipeline.Data:
+        """Encodes a stage's data, or finds them encoded, and shows what they are."""
+        with self.bars("encoding the corpora") as advance:
+            advance_of = lambda name, *done: advance(f"encoding {name}", *done)  # noqa: E731
+            data = pipeline.build(self.config, stage, encoder, advance_of, sources)
         hosts.agree(
             {f"the content of {corpus.source}": corpus.fingerprint for corpus in data.corpora}
             | {"the packed data": [data.train.fingerprint, data.validation.fingerprint]}

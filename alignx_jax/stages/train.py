@@ -39,12 +39,9 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
     config = dataclasses.replace(session.config, stage=stage, model=start)
-    ahead: list[loop.Step | None] = []
-
-    def compile_ahead() -> None:
-        ahead.append(loop.compile_ahead(config, session.run / folder, source, session.mesh))
-
-    data = session.data(stage, source, compile_ahead)
+    encoder, sources = session.tokenizer(source), session.read(stage)
+    ahead = loop.compile_ahead(config, session.run / folder, source, session.mesh)  # while the data are encoded
+    data = session.data(stage, encoder, sources)
     weights = loop.Weights(source, config, session.mesh)
     session.console.doing("choosing the layer to align")
     config = with_layer(session, config, session.run / folder, weights, data)
@@ -59,7 +56,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
         session.console,
         STAGES[folder],
         session.stop,
-        ahead[0],
+        ahead,
     )
     if result.skipped:
         session.line("skipped", f"{result.skipped} updates that were not finite (metrics.jsonl has the steps)")
