@@ -12,7 +12,7 @@ _API = {
     "PairClassifier": "alignx_jax.training.state:PairClassifier",
     "UserError": "alignx_jax.exits:UserError",
     "build_data": "alignx_jax.data.pipeline:build",
-    "build_step": "alignx_jax.training.loop:build_step",
+    "build_step": "alignx_jax.training.build:build_step",
     "find": "alignx_jax.runs.loading:find",
     "load_config": "alignx_jax.config_files:load",
     "load_tokenizer": "alignx_jax.data.tokenizer:load",
@@ -20,7 +20,7 @@ _API = {
     "make_mesh": "alignx_jax.sharding:make_mesh",
     "metrics": "alignx_jax.evaluation.metrics",
     "prepare_devices": "alignx_jax.sharding:prepare_devices",
-    "recipe": "alignx_jax.training.loop:recipe",
+    "recipe": "alignx_jax.training.build:recipe",
     "with_layer": "alignx_jax.evaluation.alignment:with_layer",
 }
 """Where each name is defined: a module, or a name in one."""

@@ -61,7 +61,7 @@ def run_ours(options: Options) -> dict:
     from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig
     from alignx_jax.planning import chips
     from alignx_jax.runs import loading
-    from alignx_jax.training import loop
+    from alignx_jax.training import build
     from benchmarks import synthetic
 
     jax.config.update("jax_platforms", options.platform)
@@ -93,7 +93,7 @@ def run_ours(options: Options) -> dict:
     flops = {c: chips.model_flops(decoder, *rows, causal=c) for c in (True, False)}
     return {
         "device": device.device_kind,
-        "attention": loop.attention_kernel(config, decoder, mesh).kernel,
+        "attention": build.attention_kernel(config, decoder, mesh).kernel,
         "flags": xla_flags.shown(device.platform),
         "first step": first,
         "compiled in": compiled,

@@ -20,7 +20,7 @@ from alignx_jax.config import Config
 from alignx_jax.data import packing
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.runs import loading
-from alignx_jax.training import loop, optimizer, state
+from alignx_jax.training import build, optimizer, state
 from alignx_jax.training import step as training
 
 LANGUAGES = 10
@@ -64,9 +64,9 @@ def batch(config: Config, vocab_size: int, pairs: int, rows: range) -> Batch:
 
 def job(config: Config, decoder: DecoderConfig, mesh: Mesh, pairs: int) -> Job:
     """Stage 1 of `config` with `pairs` pairs in each row; use it inside `jax.set_mesh(mesh)`."""
-    rows = loop.group_rows(config, mesh)
-    recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=rows * pairs)
-    step = loop.build_step(config, recipe, decoder, mesh)
+    rows = build.group_rows(config, mesh)
+    recipe = build.recipe_for(config, decoder, mesh, pairs=True, group_pairs=rows * pairs)
+    step = build.build_step(config, recipe, decoder, mesh)
     tx = optimizer.build(config.optimizer, config.training.steps)
 
     def fresh() -> training.TrainState:

@@ -18,7 +18,7 @@ from alignx_jax import config_files as configs
 from alignx_jax import exits
 from alignx_jax.data import pipeline
 from alignx_jax.runs import lineage, loading, locks
-from alignx_jax.training import loop
+from alignx_jax.training import build
 from alignx_jax.training import step as steps
 from tests import processes
 
@@ -61,7 +61,7 @@ def program(tmp_path, prepared, monkeypatch):
 
     monkeypatch.setattr(steps, "train_step", traced)
     monkeypatch.setattr(steps, "validation_sums", traced)
-    monkeypatch.setattr(loop, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(build, "compile_ahead", lambda *_: None)
     cache = jax.config.jax_compilation_cache_dir
 
     def program(*flags: str) -> None:
@@ -86,7 +86,7 @@ def program(tmp_path, prepared, monkeypatch):
 @pytest.fixture
 def nothing_begun(monkeypatch):
     """Fails the test where even that begins."""
-    monkeypatch.setattr(loop, "compile_ahead", lambda *_: pytest.fail(COMPILED))
+    monkeypatch.setattr(build, "compile_ahead", lambda *_: pytest.fail(COMPILED))
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_a_bad_instruction_is_told_with_file_and_line(refusal, nothing_begun, tm
 def test_the_step_is_compiled_while_sentences_are_encoded(program, monkeypatch):
     order, encode = [], pipeline.encode
     monkeypatch.setattr(pipeline, "encode", lambda *given: order.append("encode") or encode(*given))
-    monkeypatch.setattr(loop, "compile_ahead", lambda *_: order.append("compile"))
+    monkeypatch.setattr(build, "compile_ahead", lambda *_: order.append("compile"))
     with pytest.raises(pytest.fail.Exception, match=COMPILED):
         program()
     assert order == ["compile", "encode"]

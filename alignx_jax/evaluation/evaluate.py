@@ -29,7 +29,7 @@ from alignx_jax.evaluation import comparison, harness, scoring, translation
 from alignx_jax.evaluation.measured import Advance, Material, Subject, measure
 from alignx_jax.exits import UserError
 from alignx_jax.runs import loading
-from alignx_jax.training import loop
+from alignx_jax.training import build
 
 FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
@@ -113,7 +113,7 @@ def subjects(config: Config, sources: Sequence[loading.Source]) -> list[Subject]
         else:
             objective = asked
         both = dataclasses.replace(config, objective=objective)
-        places = loop.align_layer(both, source.decoder_config()), loop.matching_layer(both, source.decoder_config())
+        places = build.align_layer(both, source.decoder_config()), build.matching_layer(both, source.decoder_config())
         found.append(Subject(source, *places))
     return found
 

@@ -1,6 +1,6 @@
 """The training step compiled for a machine that is not there: does it fit, what does it move, how fast could it be?
 
-What is compiled is the function that trains (`training.loop.build_step`), for the devices of `machines.py`. No weights
+What is compiled is the function that trains (`training.build.build_step`), for the devices of `machines.py`. No weights
 are read: a config.json gives the shapes.
 """
 
@@ -22,7 +22,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import families, lora
 from alignx_jax.planning import chips, hlo, hlo_cost
 from alignx_jax.planning.machines import Machine
-from alignx_jax.training import loop
+from alignx_jax.training import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +151,9 @@ def compile_step(
     """The compiled step, or what the compiler says of one too large; bytes of a device's state; seconds it took."""
     training, data = config.training, config.data
     sharding.check(decoder, mesh, training.rows, training.accumulation)
-    most = loop.group_rows(config, mesh) * data.examples_per_row
-    recipe = loop.recipe_for(config, decoder, mesh, pairs=True, group_pairs=most)
-    step = loop.build_step(config, recipe, decoder, mesh)
+    most = build.group_rows(config, mesh) * data.examples_per_row
+    recipe = build.recipe_for(config, decoder, mesh, pairs=True, group_pairs=most)
+    step = build.build_step(config, recipe, decoder, mesh)
     shards = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(step.like))
     state_bytes, start = sum(shards), time.monotonic()
     try:

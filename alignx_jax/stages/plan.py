@@ -12,7 +12,7 @@ from alignx_jax.planning import plan as planning
 from alignx_jax.runs import loading
 from alignx_jax.stages.session import Session
 from alignx_jax.stages.train import with_layer
-from alignx_jax.training import balance, loop
+from alignx_jax.training import balance, build
 
 
 def plan(session: Session, on: machines.Machine) -> None:
@@ -22,9 +22,9 @@ def plan(session: Session, on: machines.Machine) -> None:
     session.console.rule("plan", align="left")
     session.show_source(source)
     decoder = source.decoder_config()
-    loop.check(config, source, session.mesh)
+    build.check(config, source, session.mesh)
     session.show_adapters(decoder)
-    choice = loop.attention_kernel(config, decoder, session.mesh)
+    choice = build.attention_kernel(config, decoder, session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
     session.console.doing("compiling")
@@ -55,11 +55,11 @@ def weigh(session: Session, source: loading.Source) -> None:
     """The losses side by side as stage 1 would begin, on this host."""
     with jax.set_mesh(session.mesh):
         source.check()
-        weights = loop.Weights(source, session.config, session.mesh)
+        weights = build.Weights(source, session.config, session.mesh)
         data = session.data("1", session.tokenizer(source), session.read("1"))
         config = with_layer(session, session.config, session.run / "stage1", weights, data)
         decoder = source.decoder_config()
-        step = loop.build_step(config, loop.recipe(config, decoder, data, session.mesh), decoder, session.mesh)
+        step = build.build_step(config, build.recipe(config, decoder, data, session.mesh), decoder, session.mesh)
         state = step.begin(weights.take())
         batch = jax.tree.map(lambda x: sharding.place_rows(x, session.mesh), next(data.train.batches()))
         measure = balance.compiled(step.graph, step.recipe)

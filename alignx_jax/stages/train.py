@@ -13,7 +13,7 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.runs import lineage, loading, locks, stage_folder
 from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.stages.session import Session, agree
-from alignx_jax.training import loop, progress
+from alignx_jax.training import build, loop, progress
 
 
 def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
@@ -33,21 +33,21 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     on = f" in {hosts.count()} processes" if hosts.count() > 1 else ""
     kind = session.mesh.devices.flat[0].device_kind
     session.line("devices", f"{session.mesh.size} x {kind}{on}, mesh {_axes(session.mesh)}")
-    loop.check(session.config, source, session.mesh)
+    build.check(session.config, source, session.mesh)
     session.show_adapters(source.decoder_config())
-    choice = loop.attention_kernel(session.config, source.decoder_config(), session.mesh)
+    choice = build.attention_kernel(session.config, source.decoder_config(), session.mesh)
     session.line("attention", f"{choice.kernel}: {choice.reason}")
     session.show_flags()
     config = dataclasses.replace(session.config, stage=stage, model=start)
     encoder, sources = session.tokenizer(source), session.read(stage)
-    ahead = loop.compile_ahead(config, session.run / folder, source, session.mesh)  # while the data are encoded
+    ahead = build.compile_ahead(config, session.run / folder, source, session.mesh)  # while the data are encoded
     data = session.data(stage, encoder, sources)
-    weights = loop.Weights(source, config, session.mesh)
+    weights = build.Weights(source, config, session.mesh)
     session.console.doing("choosing the layer to align")
     config = with_layer(session, config, session.run / folder, weights, data)
     agree(config)
     session.console.doing("loading the weights")
-    result = loop.train(
+    result = start.train(
         config,
         session.run / folder,
         weights,
@@ -78,7 +78,7 @@ def set_aside(session: Session, folder: storage.Path, what: str) -> None:
     session.line("anew", f"{what}: it is kept as {kept}, and made anew")
 
 
-def with_layer(session: Session, config: Config, folder: storage.Path, weights: loop.Weights, data) -> Config:
+def with_layer(session: Session, config: Config, folder: storage.Path, weights: build.Weights, data) -> Config:
     """`config` with a number for `--objective.contrastive.layer=auto`, and on screen what it was chosen by."""
     contrastive, source = config.objective.contrastive, weights.source
     if contrastive.layer != "auto":
@@ -95,7 +95,7 @@ def with_layer(session: Session, config: Config, folder: storage.Path, weights: 
         session.line("", f"(accuracy@1 by layer, %: {curve})")
         return config
     before = earlier.objective.contrastive.layer if earlier else "auto"
-    layer = loop.align_layer(config, source.decoder_config()) if before == "auto" else before  # nothing is aligned
+    layer = build.align_layer(config, source.decoder_config()) if before == "auto" else before  # nothing is aligned
     objective = dataclasses.replace(config.objective, contrastive=dataclasses.replace(contrastive, layer=layer))
     return dataclasses.replace(config, objective=objective)
 

@@ -1,297 +1,361 @@
-"""One stage from its first step to its last, continuing where an earlier start of it was stopped."""
+"""A stage while it runs: from its last checkpoint, or the beginning, to its end, or to where it has to stop."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import json
+import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn
 
+import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from alignx_jax import hosts, sharding, storage
+from alignx_jax.batch import Batch
 from alignx_jax.config import Config
 from alignx_jax.console import Screen, say
-from alignx_jax.data import cache, corpora, pipeline, prompts
-from alignx_jax.exits import UserError
-from alignx_jax.models import attention, lora
-from alignx_jax.models.architecture import DecoderConfig
+from alignx_jax.data import pipeline
+from alignx_jax.exits import Diverged, Interrupted, StorageError, UserError
 from alignx_jax.models.decoder import Decoder
-from alignx_jax.runs import companions, lineage, loading, stage_folder
-from alignx_jax.training import compiling, optimizer, profiling, stopping
-from alignx_jax.training import state as states
+from alignx_jax.training import (
+    balance,
+    compiling,
+    metrics,
+    nonfinite,
+    profiling,
+    progress,
+    stopping,
+    wandb_log,
+    watch,
+)
 from alignx_jax.training import step as steps
-from alignx_jax.training.stage import Result, Stage, Step
-
-_LOGIT_BYTES = 256_000_000  # of a chunk on a device; several arrays of the size live at once
-_PAIR_TOKENS = 32  # a pair of sentences in its prompt seldom takes fewer
+from alignx_jax.training.build import Step
+from alignx_jax.training.checkpoints import Checkpoints, reason
 
 
-class Weights:
-    """The decoder that a stage starts from, read once: looked at before the first step, then given up to it."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished stage shows."""
 
-    def __init__(self, source: loading.Source, config: Config, mesh: Mesh):
-        self.source = source
-        self._load = functools.partial(source.load_adapted if config.lora.rank else source.load, mesh)
-        self._loaded: Decoder | None = None
-
-    def look(self) -> Decoder:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-    def take(self) -> Decoder:
-        """Nothing here keeps it: its arrays are donated to the first step."""
-        decoder, self._loaded = self.look(), None
-        return decoder
+    folder: storage.Path
+    before: dict[str, float]
+    """Validation losses before the first step; empty where nothing is held out."""
+    after: dict[str, float]
+    best_step: int
+    skipped: int
+    """Updates left out because they were not finite."""
 
 
-def check(config: Config, source: loading.Source, mesh: Mesh) -> None:
-    """Refuses what cannot work, before data is prepared and anything is compiled.
+class Stage:
+    """The pieces that live as long as one stage does."""
 
-    Raises:
-      UserError: the mesh does not divide the model or the batch, a layer is not in the model, negatives are asked of
-        micro-batches that a step does not have, the kernel that is asked for cannot compute attention there, adapters
-        do not fit the model or those that it has, or the steps to trace are none.
-    """
-    if config.objective.negatives == "step" and config.training.accumulation == 1 and config.stage != "2":
-        raise UserError(
-            "--objective.negatives=step: with --training.accumulation=1 a step is one micro-batch; "
-            "give global, which is the same at no cost, or a larger accumulation"
+    def __init__(
+        self,
+        config: Config,
+        folder: storage.Path,
+        step: Step,
+        data: pipeline.Data,
+        mesh: Mesh,
+        console: Screen,
+        stop: stopping.Stop,
+        begun: float,
+        accept: Callable[[], None] | None = None,
+    ):
+        """
+        Args:
+          begun: by `time.monotonic`, when the stage had its data.
+          accept: writes changed settings down; called on process 0 once a step has been made with them.
+        """
+        self.accept = accept
+        self.config, self.folder, self.data, self.mesh = config, folder, data, mesh
+        self.console, self.stop, self.step, self.plan = console, stop, step, step.recipe
+        self.last, self.begun = data.train.steps, begun
+        self.fifth = math.ceil(self.last / 5)
+        self.profiler = profiling.Profiler(profiling.steps(config.profile, self.last), folder / "profile")
+        self.all_finite = jax.jit(steps.all_finite)
+        self.validation_sums = jax.jit(functools.partial(steps.validation_sums, graph=step.graph, recipe=step.recipe))
+        self.balance = balance.compiled(step.graph, step.recipe)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.training.keep, writable=True)
+        self.watch = watch.Watch(config.training.stall_seconds, folder, console)
+        self.log: metrics.MetricsLog | None = None  # of the first process
+        self.wandb: wandb_log.WandbLog | None = None  # of the first process, if asked for
+        self.connected: set[str] = set()  # auxiliary losses whose gradient has reached the model in this run
+        self.silent: set[str] = set()  # those that have never, and did not in the last step
+        self.skipped = 0  # updates left out
+
+    def note(self, text: str) -> None:
+        say(self.console, text)
+
+    def train(self, title: str, load: Callable[[], Decoder]) -> Result:
+        """From wherever the folder stands to the end; `load` is called at the beginning, or if weights are frozen."""
+        raised: list[BaseException] = []
+        try:
+            with self.watch:
+                self.start(load)
+                self.run(title)
+        except BaseException as error:
+            raised.append(error)
+        self.console.doing("finishing the stage's files")
+        raised += self.close()
+        if raised:
+            raise _all_told(raised, self.folder)
+        return self.result()
+
+    def start(self, load: Callable[[], Decoder]) -> None:
+        """Restores the newest checkpoint, or begins with the decoder and validates it."""
+        self.watch.doing("restoring the last checkpoint")
+        self.first = self.checkpoints.sound("latest") or 0
+        logged = metrics.read(self.folder, "train")
+        self.skipped = sum(record.get("skipped") or 0 for record in logged if record["step"] <= self.first)
+        self.connected = set(hosts.share("connected", _connected(r for r in logged if r["step"] <= self.first)))
+        if hosts.is_first():
+            self.log = metrics.MetricsLog(self.folder, self.first)
+            if self.config.training.wandb and self.first < self.last:
+                self.wandb = wandb_log.WandbLog(self.config, self.folder, self.note)
+        if self.log and (gap := self.log.missing):
+            self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
+        if self.first < self.last:
+            self.compiled = self.step.compiled
+            self.steps = jax.device_put(jnp.int32(self.last), self.step.like.step.sharding)
+        if self.first >= self.last:
+            self.note(f"{self.folder}: all {self.last} steps are done already")
+        elif self.first:
+            self.watch.doing(f"restoring step {self.first}")
+            self.state = self.checkpoints.restore(self.first, self.step.like)
+            if self.step.like.frozen:
+                self.state = self.step.go_on(self.state, load())
+            self.note(f"continuing {self.folder} from step {self.first} of {self.last}")
+        else:
+            if logged:
+                self.note(f"{self.folder}: no checkpoint was saved before; beginning again ({len(logged)} steps)")
+            self.watch.doing("building the first state")
+            self.state = self.step.begin(load())
+            if not hosts.share("validated", bool(metrics.read(self.folder, "validation"))):
+                self.validate(0)
+            if self.plan.taps and not hosts.share("weighed", bool(metrics.read(self.folder, "balance"))):
+                _, batch = next(self.batches(self.data.train, 0, "weighing the losses of step"))
+                self.show_balance(self.weigh(0, batch))
+
+    def batches(self, split: pipeline.Split, start: int, waiting: str) -> Iterator[tuple[int, Batch]]:
+        """From `start` on, the number of each batch, counted from 1, and the batch on the devices. Every process reads
+        its own rows."""
+        own = sharding.own_rows(split.rows_per_step, self.mesh)
+        batches = split.batches(start, own)
+        for number in range(start + 1, split.steps + 1):
+            self.watch.doing(f"{waiting} {number} of {split.steps}")
+            place = functools.partial(sharding.place_rows, mesh=self.mesh, own=own, rows=split.rows_per_step)
+            yield number, jax.tree.map(place, next(batches))
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self.log:
+            self.log.write(kind, step, values)
+        if self.wandb:
+            self.wandb.write(kind, step, values)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Every loss over the validation split, divided once at its end; logged."""
+        totals = None
+        for _, batch in self.batches(self.data.validation, 0, f"validating after step {step}, batch"):
+            sums = self.validation_sums(self.state.params, batch, self.state.frozen)
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        values = {}
+        if totals is not None:
+            sums, weights = jax.device_get(totals)
+            values = {k: float(sums[k] / max(weights[k], 1.0)) for k in sums}
+            values = {"loss": sum(self.plan.weights[k] * v for k, v in values.items()), **values}
+            self.write("validation", step, values)
+        return values
+
+    def weigh(self, step: int, batch: Batch) -> dict[str, float]:
+        """Value, chance, gradient and share of every loss on a batch after `step` steps; logged."""
+        self.watch.doing(f"weighing the losses after step {step}")
+        values = jax.device_get(self.balance(self.state.params, batch, self.state.frozen))
+        values = {k: float(v) for k, v in values.items()}
+        self.write("balance", step, values)
+        return values
+
+    def show_balance(self, values: dict[str, float]) -> None:
+        balance.show(self.console, values, self.plan)
+        if balance.is_dead(values):
+            raise UserError(
+                f"--objective.contrastive.layer={self.plan.contrastive_layer}: the pooled states of all sentences are "
+                "equal there, so that the contrastive loss has no gradient; give another layer, or another model"
+            )
+
+    def weigh_again(self, step: int, batch: Batch) -> None:
+        values = self.weigh(step, batch)
+        if step == self.fifth and balance.is_at_chance(values):
+            self.bar.note(
+                f"WARNING: step {step}: after a fifth of the run the contrastive loss is {values['contrastive']:.3f}, "
+                f"and chance is {values['chance/contrastive']:.3f}: it teaches nothing; stop, and give another "
+                "--objective.contrastive.layer or a higher --objective.contrastive.weight"
+            )
+
+    def run(self, title: str) -> None:
+        """Steps `first`+1 to `last`. Metrics leave the device one step late, so that dispatch never waits."""
+        waiting: tuple[int, dict[str, jax.Array]] | None = None
+        at_best = compiling.at_best(self.config, self.step.decoder, self.mesh)
+        with (
+            contextlib.ExitStack() as to_finish,
+            progress.StageProgress(self.console, title, self.first, self.last, at_best) as bar,
+        ):
+            self.bar, asked = bar, time.monotonic()
+            self.watch.doing("compiling the step")
+            train_step = self.compiled.result() if self.first < self.last else None
+            waited = time.monotonic() - asked
+            for step, batch in bar.watch(self.batches(self.data.train, self.first, "waiting for the data of step")):
+                first = step == self.first + 1
+                self.watch.doing(f"waiting for the device at step {step} of {self.last}")
+                self.state, values = self.profiler.run(
+                    step, functools.partial(train_step, self.state, batch, self.steps)
+                )
+                if waiting:
+                    self.report(*waiting)
+                waiting = step, values
+                if first:
+                    to_finish.enter_context(self.stop.finishing())  # there is something to save from now on
+                    self.report(*waiting)
+                    waiting = None
+                    if self.accept:
+                        hosts.first("accept", self.accept)
+                    passed = time.monotonic() - self.begun
+                    waiting_for = f", {waited:.0f} s of them waiting for the compiler" if waited >= 1 else ""
+                    bar.note(f"first step {passed:.0f} s after the data{waiting_for}")
+                    bar.restart_clock(step)
+                self.checkpoints.poll()
+                stopped = self.stop.reached()
+                validate = step % self.config.training.validate_every == 0 or step == self.last
+                save = validate or stopped or step % self.config.training.save_every == 0
+                weigh = bool(self.plan.taps) and (validate or step == self.fifth)
+                if waiting and (save or weigh):
+                    self.report(*waiting)  # nothing is saved that was not looked at
+                    waiting = None
+                if weigh:
+                    self.weigh_again(step, batch)
+                if save:
+                    self.save(step, validate)
+                if stopped and step < self.last:
+                    self.wait()
+                    raise Interrupted(
+                        f"stopped on request after step {step} of {self.last}, which is saved in {self.folder}; "
+                        "the same command goes on from there"
+                    )
+            self.wait()
+
+    def wait(self) -> None:
+        self.watch.doing("writing the last checkpoint")
+        self.checkpoints.wait()
+
+    def save(self, step: int, validate: bool) -> None:
+        loss = None
+        if validate:
+            values = self.validate(step)
+            if values:
+                self.bar.note(f"step {step}: validation {progress.losses(values)}")
+            loss = values.get("loss")
+        self.watch.doing(f"saving step {step}")
+        if not self.all_finite(self.state):
+            self._diverge(step, "the state after it is not finite")
+        if not (self.folder / "config.json").is_file():
+            raise StorageError(f"{self.folder} is gone: nothing can be saved; bring it back, or begin again elsewhere")
+        if self.log:
+            self.log.sync()  # a checkpoint may find more metrics than its own, but never fewer
+        self.checkpoints.save(step, self.state, loss if loss is not None and math.isfinite(loss) else None)
+
+    def report(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Brings a finished step's metrics to the host, looks at them, shows and logs them."""
+        self.watch.doing(f"waiting for the device at step {step} of {self.last}")
+        values = {k: float(v) for k, v in jax.device_get(values).items()}
+        if values.get("skipped"):
+            self.skipped += 1
+            self.bar.note(f"step {step}: {_not_finite(values)} not finite; update left out ({self.skipped} so far)")
+        else:
+            self._check(step, values)
+        values |= self.bar.step(step, values) | {"host_tokens_per_second": self.data.train.tokens_per_second}
+        self.write("train", step, values)
+
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        if bad := _not_finite(values):
+            self._diverge(step, f"{bad} not finite")
+        self.connected.update(_connected([values]))  # what is learnt may be 0 from here on
+        auxiliary = {k for k in self.plan.weights if k != "next_token"}
+        silent = auxiliary - self.connected if values["pairs"] > 1 else set()
+        for name in silent & self.silent:  # once may be chance: a step of nothing but duplicates has no negatives
+            raise Diverged(
+                f"steps {step - 1} and {step}: {name} is {values[name]} and the norm of its gradient at the pooled "
+                f"states {values[f'reach/{name}']}: the loss does not reach the model"
+            )
+        self.silent = silent
+
+    def _diverge(self, step: int, what: str) -> NoReturn:
+        """All processes come here, and leave together: one that ended would soon end the one that still writes."""
+        self.watch.doing(f"keeping the examples of step {step}")
+        raised = _errors_of(self.checkpoints.wait)
+        kept = hosts.share("kept", nonfinite.keep(self.folder, step, self.data.train) if hosts.is_first() else None)
+        good = self.checkpoints.latest
+        diverged = Diverged(
+            f"step {step}: {what}; {kept}; last good checkpoint: "
+            f"{'none' if good is None else f'{self.folder}/checkpoints/{good}'}; --on-nonfinite=skip leaves out such "
+            "an update"
         )
-    sharding.check(source.decoder_config(), mesh, config.training.rows, config.training.accumulation)
-    check_adapters(config, source)
-    align_layer(config, source.decoder_config())
-    matching_layer(config, source.decoder_config())
-    attention_kernel(config, source.decoder_config(), mesh)
-    profiling.steps(config.profile, None)
+        raise _all_told([diverged, *raised], self.folder)
+
+    def result(self) -> Result:
+        validations = {r["step"]: r for r in metrics.read(self.folder, "validation")}
+
+        def finite(step: int) -> dict[str, float]:
+            return {k: v for k, v in validations.get(step, {}).items() if v is not None}
+
+        return Result(self.folder, finite(0), finite(self.last), self.checkpoints.best, int(self.skipped))
+
+    def close(self) -> list[Exception]:
+        """Ends all that is being written; what went wrong with it, what matters most first."""
+        logs = [log.close for log in (self.log, self.wandb) if log]
+        return _errors_of(self.checkpoints.wait, *logs, self.profiler.close)
 
 
-def check_adapters(config: Config, source: loading.Source) -> None:
-    """Whether the model can be trained with `config.lora`, or goes on with its adapters.
-
-    Raises:
-      UserError: it cannot, or does not.
-    """
-    lora.check(config.lora, source.decoder_config())
-    there, here = source.adapters(), config.lora
-    if there and here.rank and there != here:
-        raise UserError(
-            f"--lora: {source.name} has adapters of --lora.rank={there.rank} --lora.alpha={there.alpha} "
-            f"--lora.targets={there.targets}, which a stage with --lora.rank goes on with; give the same, or export it "
-            "and start from that"
-        )
+def _connected(records: Iterable[dict[str, float | None]]) -> list[str]:
+    """The auxiliary losses whose gradient was above 0 in any of these records."""
+    return sorted({k.removeprefix("reach/") for r in records for k, v in r.items() if k.startswith("reach/") and v})
 
 
-def align_layer(config: Config, decoder: DecoderConfig) -> int:
-    """Layers run before the state that is aligned.
-
-    `auto` has to be replaced by a number before training; until then it stands for half of the model's, whose step is
-    of the same shape.
-    """
-    layer = config.objective.contrastive.layer
-    return _layer("contrastive", None if layer == "auto" else layer, decoder.num_layers // 2, config, decoder)
+def _not_finite(values: dict[str, float]) -> str:
+    return ", ".join(k for k, v in values.items() if not math.isfinite(v))
 
 
-def matching_layer(config: Config, decoder: DecoderConfig) -> int:
-    """Layers run before the state whose language is matched: all unless set."""
-    return _layer("language-matching", config.objective.language_matching.layer, decoder.num_layers, config, decoder)
+def _errors_of(*calls: Callable[[], None]) -> list[Exception]:
+    """Makes each call, whatever becomes of the others; what they raised."""
+    raised = []
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # also what the clients of object storage raise
+            raised.append(error)
+    return raised
 
 
-def _layer(loss: str, layer: int | None, default: int, config: Config, decoder: DecoderConfig) -> int:
-    if layer is None:
-        return default
-    if layer == 0 and config.lora.rank:
-        raise UserError(f"--objective.{loss}.layer=0: with --lora.rank the embeddings are frozen; give 1 or more")
-    if not 0 <= layer <= decoder.num_layers:
-        raise UserError(
-            f"--objective.{loss}.layer={layer}: the model has {decoder.num_layers} layers; "
-            f"give a number from 0 (embeddings) to {decoder.num_layers} (after the final norm)"
-        )
-    return layer
+def _all_told(raised: Sequence[BaseException], folder: storage.Path) -> BaseException:
+    """The first error, with a note of each of the others; a full disk makes several say the same."""
+    first, *others = (_in_storage(error, folder) for error in raised)
+    for text in dict.fromkeys(str(other) or type(other).__name__ for other in others):
+        if text != str(first):
+            first.add_note(text)
+    return first
 
 
-def group_rows(config: Config, mesh: Mesh) -> int:
-    """Rows of one device's group whose pairs meet: of one micro-batch, or of the step."""
-    rows = config.training.rows // sharding.data_shards(mesh)
-    return rows if config.objective.negatives == "step" else rows // config.training.accumulation
-
-
-def attention_kernel(config: Config, decoder: DecoderConfig, mesh: Mesh) -> attention.Choice:
-    """How a stage computes attention, and why so: `attention.choose` for the devices of the mesh."""
-    dtype = jnp.dtype(config.training.compute_dtype)
-    platform = mesh.devices.flat[0].platform
-    return attention.choose(config.training.attention, platform, decoder.head_dim, dtype, decoder.attention_cap)
-
-
-def recipe(config: Config, decoder: DecoderConfig, data: pipeline.Data, mesh: Mesh) -> steps.Recipe:
-    """The static settings of the step on `data`.
-
-    Raises:
-      ValueError: the layer to align is still `auto`.
-    """
-    if data.pairs and config.objective.contrastive.layer == "auto":
-        raise ValueError("the layer to align has to be a number here; alignx_jax.with_layer chooses it")
-    most = max(most_pairs(config, data, mesh), expected_pairs(config, mesh))
-    return recipe_for(config, decoder, mesh, pairs=data.pairs, group_pairs=most)
-
-
-def most_pairs(config: Config, data: pipeline.Data, mesh: Mesh) -> int:
-    """Most pairs in any `group_rows` rows of the data; 0 where they have none."""
-    rows = group_rows(config, mesh)
-    return max(data.train.most_examples(rows), data.validation.most_examples(rows)) if data.pairs else 0
-
-
-def expected_pairs(config: Config, mesh: Mesh) -> int:
-    """Pairs that `group_rows` rows have room for in any case, so that the step is known before the data are."""
-    in_a_row = min(config.data.examples_per_row, -(-config.data.row_length // _PAIR_TOKENS))
-    return group_rows(config, mesh) * in_a_row
-
-
-def chunk(config: Config, decoder: DecoderConfig, mesh: Mesh) -> int:
-    """Positions of each row whose logits exist at a time: a multiple of 8 up to 128, where 8 fit, unless set."""
-    if config.objective.chunk:
-        return config.objective.chunk
-    rows = config.training.rows // config.training.accumulation // sharding.data_shards(mesh)
-    position = 4 * rows * decoder.padded_vocab_size // mesh.shape["model"]  # bytes of its float32 logits on a device
-    most = _LOGIT_BYTES // position
-    return min(128, max(1, most if most < 8 else most // 8 * 8))
-
-
-def recipe_for(config: Config, decoder: DecoderConfig, mesh: Mesh, *, pairs: bool, group_pairs: int) -> steps.Recipe:
-    """The static settings of the step.
-
-    Args:
-      pairs: whether batches hold pairs (stage 1).
-      group_pairs: most pairs in any `group_rows` rows.
-    """
-    return steps.Recipe(
-        objective=config.objective,
-        contrastive_layer=align_layer(config, decoder),
-        matching_layer=matching_layer(config, decoder),
-        pairs=pairs,
-        groups=sharding.data_shards(mesh),
-        group_pairs=group_pairs,
-        chunk=chunk(config, decoder, mesh),
-        accumulation=config.training.accumulation,
-        compute_dtype=jnp.dtype(config.training.compute_dtype),
-        remat=config.training.remat,
-        attention=attention_kernel(config, decoder, mesh).kernel,
+def _in_storage(error: BaseException, folder: storage.Path) -> BaseException:
+    """An error of the system, or of remote storage, while a stage runs, as a sentence."""
+    remote = storage.failed(error)
+    if not (remote or isinstance(error, OSError)):
+        return error
+    where = getattr(error, "filename", None) or folder
+    told = StorageError(
+        f"{where}: {remote or reason(error)}; what was saved is kept; make room, or see to it that it can be read and "
+        "written, and start the same command again"
     )
-
-
-def compile_ahead(config: Config, folder: storage.Path, source: loading.Source, mesh: Mesh) -> Step | None:
-    """The step of a new stage, which is being compiled while its data are built; `train` takes it if they fit it.
-
-    None where that is not known yet (`--objective.contrastive.layer=auto`), or the stage goes on: then its data are
-    built already, and the step is in JAX's compilation cache.
-    """
-    if config.objective.contrastive.layer == "auto" or (folder / "config.json").is_file():
-        return None
-    decoder, pairs = source.decoder_config(), config.stage == "1"
-    expected = recipe_for(config, decoder, mesh, pairs=pairs, group_pairs=expected_pairs(config, mesh))
-    step = build_step(config, expected, decoder, mesh)
-    _ = step.compiled  # begins
-    return step
-
-
-def build_step(config: Config, plan: steps.Recipe, decoder: DecoderConfig, mesh: Mesh) -> Step:
-    """The step that trains. What is compiled ahead of time is this same function."""
-    tx = optimizer.build(config.optimizer, 1)  # its first state alone is used
-    dtype = jnp.bfloat16 if config.lora.rank else jnp.float32
-    graph, *shapes = states.split(nnx.eval_shape(lambda: _build(config, plan, loading.random_decoder(decoder, dtype))))
-    like = states.abstract(shapes[0], tx, mesh, shapes[1])
-    train_step = steps.compiled_for(
-        like,
-        config=config.optimizer,
-        graph=graph,
-        recipe=plan,
-        skip_nonfinite=config.on_nonfinite == "skip",
-    )
-
-    def begin(decoder: Decoder) -> states.TrainState:
-        _, params, frozen = states.split(_build(config, plan, decoder))
-        return states.create(params, tx, mesh, frozen)
-
-    def go_on(saved: states.TrainState, decoder: Decoder) -> states.TrainState:
-        return dataclasses.replace(saved, frozen=states.split(_build(config, plan, decoder))[2])
-
-    lower = functools.partial(compiling.lower, config, train_step, like, mesh)
-    return Step(decoder, graph, plan, like, train_step, lower, begin, go_on)
-
-
-def _build(config: Config, plan: steps.Recipe, decoder: Decoder) -> states.AlignX:
-    width = config.objective.language_matching.width if "language_matching" in plan.weights else None
-    return states.build(decoder, width, seed=config.seed, adapters=config.lora)
-
-
-def train(
-    config: Config,
-    folder: storage.Path,
-    weights: Weights,
-    data: pipeline.Data,
-    mesh: Mesh,
-    console: Screen,
-    title: str,
-    stop: stopping.Stop,
-    ahead: Step | None = None,
-) -> Result:
-    """Runs a stage to its end and leaves its folder behind; started again, it continues from its last checkpoint.
-
-    Args:
-      ahead: of `compile_ahead`, taken if it has room for the pairs of `data`.
-
-    Raises:
-      UserError: settings that do not fit the model, the mesh or the folder; before anything is compiled.
-      Diverged: a loss or the gradient is not finite, or an auxiliary loss is 0 or without gradient.
-      StorageError: something could not be written, or no checkpoint can be read.
-      Interrupted: `stop` was requested; the state is saved.
-    """
-    since, source = time.monotonic(), weights.source
-    check(config, source, mesh)
-    plan = recipe(config, source.decoder_config(), data, mesh)
-    met = most_pairs(config, data, mesh) * (plan.groups if plan.scope == "global" else 1)
-    if "contrastive" in plan.weights and met < 2:
-        raise UserError(
-            "no pair ever meets another, so the contrastive loss has no negatives; raise --training.rows, lower "
-            "--training.accumulation, or set --objective.negatives=global"
-        )
-    if plan.two_passes:
-        share = "quarter" if plan.remat == "block" else "third"  # of 4 forward passes' products, or of 3
-        say(
-            console,
-            f"--objective.negatives=step: pairs meet those of all {plan.accumulation} micro-batches, "
-            f"and each step runs the layers forward once more (at most a {share} more computation)",
-        )
-    profiling.steps(config.profile, data.train.steps)  # refuses those that are not in the run
-    step = ahead if ahead and ahead.recipe == plan else build_step(config, plan, source.decoder_config(), mesh)
-    begun = begun_with(config, folder, source, data)
-    state = hosts.share("state", stage_folder.state(folder, config, begun))
-    facts = json.dumps(data.facts(), indent=2) + "\n"
-
-    def accept() -> None:
-        stage_folder.accept(folder, config, begun)
-        storage.write(folder / "data.json", facts)
-
-    if state == "new":
-        weights.look()  # before the folder is there: a spoilt model leaves none behind
-        hosts.gather("loaded", None)
-        hosts.first("claim", lambda: stage_folder.claim(folder, config, source, begun))
-    else:
-        companions.check(folder, source.huggingface)
-    stage_folder.check_shared(folder)
-    if state != "changed":
-        hosts.first("data", lambda: storage.write(folder / "data.json", facts))
-    stage = Stage(config, folder, step, data, mesh, console, stop, since, accept if state == "changed" else None)
-    return stage.train(title, weights.take)
-
-
-def begun_with(config: Config, folder: storage.Path, source: loading.Source, data: pipeline.Data) -> lineage.Lineage:
-    """What a stage in `folder` stands on, as it is now. Every process has to ask."""
-    template = dataclasses.asdict(prompts.load(config.data.template))
-    contents = [lineage.Content(c.kind, corpora.place(c.kind, c.source), c.content) for c in data.corpora]
-    contents.append(lineage.Content("template", prompts.place(config.data.template), cache.fingerprint(template)))
-    below = source.origin_below(folder) if config.lora.rank else None
-    return lineage.Lineage(source.origin(folder), tuple(contents), below)
+    told.__cause__ = error
+    return told

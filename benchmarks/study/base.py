@@ -46,7 +46,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.runs import companions, loading
 from alignx_jax.sample import make
-from alignx_jax.training import loop, state, stopping
+from alignx_jax.training import build, start, state, stopping
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
 
@@ -223,7 +223,7 @@ def held_out_losses(source: loading.Source, training: Config, facts: dict, mesh:
         data = dataclasses.replace(training.data, instructions=(file,), instruction_weights=())
         once = dataclasses.replace(training.training, steps=None, epochs=1.0)
         part = pipeline.build(dataclasses.replace(training, data=data, training=once), "2", encoder)
-        recipe = loop.recipe(training, source.decoder_config(), part, mesh)
+        recipe = build.recipe(training, source.decoder_config(), part, mesh)
         sums = jax.jit(functools.partial(steps.validation_sums, graph=graph, recipe=recipe))
         loss = tokens = 0.0
         for batch in part.train.batches():
@@ -260,8 +260,10 @@ def main(options: Options) -> None:
     with jax.set_mesh(mesh):
         data = pipeline.build(training, "2", tokenizer.load(random))
         console.print(f"{data.train.steps} steps of {options.rows} x {LENGTH} tokens, {data.train.fill:.1%} full")
-        weights = loop.Weights(source, training, mesh)
-        result = loop.train(training, options.to / "run", weights, data, mesh, console, "pre-training", stopping.Stop())
+        weights = build.Weights(source, training, mesh)
+        result = start.train(
+            training, options.to / "run", weights, data, mesh, console, "pre-training", stopping.Stop()
+        )
         trained = loading.find(str(result.folder))
         losses = held_out_losses(trained, training, facts["heldout"], mesh)
         show(console, "held-out documents", losses)

@@ -10,7 +10,7 @@ from flax import nnx
 
 import alignx_jax
 from alignx_jax.console import Screen
-from alignx_jax.training import loop, metrics, stopping
+from alignx_jax.training import build, metrics, start, stopping
 from examples import own_loop
 
 
@@ -24,10 +24,10 @@ def test_it_takes_the_steps_that_the_program_takes(tmp_path):
 
     mesh, source = alignx_jax.make_mesh("1x1"), alignx_jax.find("sample")
     with jax.set_mesh(mesh):
-        weights, tokenizer = loop.Weights(source, config, mesh), alignx_jax.load_tokenizer(source.huggingface)
+        weights, tokenizer = build.Weights(source, config, mesh), alignx_jax.load_tokenizer(source.huggingface)
         data = alignx_jax.build_data(config, "1", tokenizer)
         config, _ = alignx_jax.with_layer(config, weights.look(), tokenizer, data, mesh)
-        loop.train(config, tmp_path / "stage1", weights, data, mesh, Screen(quiet=True), "stage 1", stopping.Stop())
+        start.train(config, tmp_path / "stage1", weights, data, mesh, Screen(quiet=True), "stage 1", stopping.Stop())
         program = alignx_jax.find(str(tmp_path / "stage1")).load(mesh, jnp.bfloat16)
     for ours, theirs in zip(history, metrics.read(tmp_path / "stage1", "train"), strict=True):
         assert ours == {name: theirs[name] for name in ours}

@@ -1,4 +1,4 @@
-"""What a step takes at the devices' peak; that the step compiled beside is the one that runs is in test_loop.py."""
+"""What a step takes at the devices' peak; that the step compiled beside is the one that runs is in test_runs.py."""
 
 import dataclasses
 

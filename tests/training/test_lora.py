@@ -22,7 +22,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models import peft as folders
 from alignx_jax.runs import lineage, loading
-from alignx_jax.training import loop, optimizer, state, step
+from alignx_jax.training import build, optimizer, state, step
 from benchmarks import parity
 from benchmarks.torch_reference import AlignXTorch
 from tests.models import llamas
@@ -170,8 +170,8 @@ def test_a_stage_goes_on_with_the_adapters_of_the_one_before(trainer, whole, tmp
     for changes in ({"rank": 2}, {"alpha": 1.0}, {"targets": "q_proj"}):
         other = dataclasses.replace(again.config, lora=dataclasses.replace(RUN, **changes))
         with pytest.raises(UserError, match=r"^--lora: .*has adapters of --lora.rank=4 .*; give the same, or export"):
-            loop.check(other, source, sharding.make_mesh("2x1"))
-    loop.check(dataclasses.replace(again.config, lora=LoraConfig()), source, sharding.make_mesh("2x1"))
+            build.check(other, source, sharding.make_mesh("2x1"))
+    build.check(dataclasses.replace(again.config, lora=LoraConfig()), source, sharding.make_mesh("2x1"))
 
 
 def test_exports_of_a_run_are_the_same_model(trainer, whole, tmp_path):
@@ -232,4 +232,4 @@ def test_the_embeddings_are_frozen_and_cannot_be_aligned(trainer):
     contrastive = dataclasses.replace(trainer.config.objective.contrastive, layer=0)
     objective = dataclasses.replace(trainer.config.objective, contrastive=contrastive)
     with pytest.raises(UserError, match=r"^--objective.contrastive.layer=0: with --lora.rank the embeddings are"):
-        loop.check(dataclasses.replace(trainer.config, objective=objective), trainer.source, sharding.make_mesh("1x1"))
+        build.check(dataclasses.replace(trainer.config, objective=objective), trainer.source, sharding.make_mesh("1x1"))
