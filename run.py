@@ -83,7 +83,7 @@ def start(arguments: list[str], stop: stopping.Stop) -> None:
     agree(config)
     sharding.prepare_devices(config.mesh, hosts.count())
     screen, mesh = console.Screen(quiet=not hosts.is_first()), sharding.make_mesh(config.mesh)
-    # Several processes on CPUs run collectives of programs that are read back in different orders (docs/decisions.md).
+    # Several processes on CPUs run collectives of programs that are read back in different orders (dev/decisions.md).
     if hosts.count() == 1 or mesh.devices.flat[0].platform != "cpu":
         compiled = pathlib.Path(config.data.cache).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(compiled))

@@ -87,7 +87,7 @@ def prepare_devices(spec: str, processes: int = 1) -> None:
     """Makes CPU-only hosts simulate the devices that a mesh asks for. Call it before anything uses a device.
 
     XLA for CPUs starts independent collectives together, and each blocks a thread until all devices have come: there
-    have to be threads for all of them, on few cores too, and the fewer start together the better (docs/decisions.md).
+    have to be threads for all of them, on few cores too, and the fewer start together the better (dev/decisions.md).
 
     With an accelerator this changes nothing that matters: `make_mesh` takes the accelerator's devices.
 
@@ -252,7 +252,7 @@ def constrain_vocabulary(x_Vx___: jax.Array) -> jax.Array:
     """Fixes the sharding of what has the vocabulary in front, inside the next-token loss: over all axes but replicas.
 
     Every device has its own part of the vocabulary, for all tokens of its replica: it never holds the whole table, nor
-    the whole of its gradient, and what travels are the tokens' states (docs/decisions.md). Where data x model does
+    the whole of its gradient, and what travels are the tokens' states (dev/decisions.md). Where data x model does
     not divide the vocabulary it is sharded as it is stored, and the compiler gathers what it needs.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -13,7 +13,7 @@ from alignx_jax import command_line
 from alignx_jax.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("dev/*.md")])
 FILES = [*PAGES, *sorted([*ROOT.glob("configs/*.py"), *ROOT.glob("deploy/*.*"), ROOT / "run.py"])]
 YOURS = re.compile(r"configs/my_\w+\.py")
 """A configuration that a reader is to write."""

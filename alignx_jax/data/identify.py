@@ -10,7 +10,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from alignx_jax.data.languages import normalize
 from alignx_jax.exits import UserError
 
-LEAST = 0.2  # probability of the target language; what it was chosen by is in docs/decisions.md
+LEAST = 0.2  # probability of the target language; what it was chosen by is in dev/decisions.md
 _READ = 2000  # characters of a text, which say enough
 
 

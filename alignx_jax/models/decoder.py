@@ -68,7 +68,7 @@ def _product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """einsum, whose gradient by the kernel takes x first.
 
     JAX's own takes the gradient of y first. XLA then transposes that on a CPU, and with it computes again, element by
-    element, whatever it comes from (docs/decisions.md).
+    element, whatever it comes from (dev/decisions.md).
     """
     return jnp.einsum(equation, x, kernel)
 
@@ -93,7 +93,7 @@ def _rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """One layer's weights with the precision of `dtype` in their own type, as the cast that follows leaves them.
 
     A compiler for TPU that sees a stack used in bfloat16 alone casts all of it before the loop, and keeps the copy; it
-    does not look through this (docs/decisions.md).
+    does not look through this (dev/decisions.md).
     """
     info = jnp.finfo(dtype)
     if info.bits >= jnp.finfo(weight.dtype).bits:

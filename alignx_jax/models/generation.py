@@ -319,7 +319,7 @@ def truncate(logits_RxV: jax.Array, decoding: Decoding) -> jax.Array:
             enough_Rx1 = above_Rx1 >= decoding.top_p
             return jnp.where(enough_Rx1, middle_Rx1, low_Rx1), jnp.where(enough_Rx1, high_Rx1, middle_Rx1)
 
-        # Sorting the vocabulary would take longer than all layers do (docs/decisions.md).
+        # Sorting the vocabulary would take longer than all layers do (dev/decisions.md).
         most_Rx1 = logits_RxV.max(axis=-1, keepdims=True)
         low_Rx1, _ = jax.lax.fori_loop(0, _HALVINGS, halve, (most_Rx1 - _RANGE, most_Rx1))
         logits_RxV = jnp.where(logits_RxV > low_Rx1, logits_RxV, -jnp.inf)

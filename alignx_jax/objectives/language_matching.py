@@ -13,7 +13,7 @@ from alignx_jax.objectives import blocks, pooling
 
 BLOCK = 64
 """Sentences on either side whose pairs, [BLOCK, BLOCK, W] of each group, exist at a time: 2 MiB in float32, so that a
-CPU has them in its caches (docs/decisions.md)."""
+CPU has them in its caches (dev/decisions.md)."""
 
 
 class Classifier(NamedTuple):

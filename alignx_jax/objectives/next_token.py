@@ -96,7 +96,7 @@ _cross_entropy.defvjp(_forward, _backward)
 def _of_chunk(states_NxD, cast_VxD, labels_N, weights_N, vocab_size: int, cap: float | None):
     """The weighted sum of a chunk's losses, and its gradient by the products of states and embedding [V,N].
 
-    The vocabulary leads: in that order a CPU forms the three products faster (docs/decisions.md).
+    The vocabulary leads: in that order a CPU forms the three products faster (dev/decisions.md).
     """
     high, padded = _high(states_NxD), cast_VxD.shape[0]
     logits_VxN = jnp.einsum("vd,nd->vn", cast_VxD, states_NxD, preferred_element_type=high)

@@ -48,7 +48,7 @@ def compiled(graph: nnx.GraphDef, recipe: steps.Recipe) -> Measure:
       deviation of the latter.
 
     Two programs, the second of what the first has made: in one, what needs only the batch would run beside the layers,
-    and simulated devices then wait for each other in different places for ever (docs/decisions.md).
+    and simulated devices then wait for each other in different places for ever (dev/decisions.md).
     """
     losses = jax.jit(functools.partial(_losses, graph=graph, recipe=recipe))
     of_pairs = jax.jit(functools.partial(_of_pairs, plan=dataclasses.replace(recipe, accumulation=1)))
