@@ -1,6 +1,7 @@
 """The compiler's flags that the program sets, a few for each platform; what the user's environment sets stays.
 
-Sources: JAX's page on GPU performance and NVIDIA's JAX-Toolbox (docs/gpu.md); MaxText's flags for TPU (docs/tpu.md).
+Sources: JAX's page on GPU performance and NVIDIA's JAX-Toolbox (docs/gpu.md); MaxText's flags for TPU
+(docs/multihost.md).
 """
 
 from __future__ import annotations
