@@ -25,6 +25,19 @@ _FROM_BASE = ("prepare", "1", "all", "plan")  # stages that start from a pre-tra
 # Of one start, not of the run: a stage does not take them from the stage before it.
 _OWN = ("stage", "run", "model", "hosts.", "evaluation.", "export.", "plan.", "topology", "compare", "profile")
 _OWN += ("accept_changes", "mesh")
+_FIRST = """
+  --stage=1                       prepare, 1, 2, evaluate, export, plan or all
+  --config=configs/gemma3_270m.py what the flags go over
+  --mesh=8x1                      devices: data x model
+  --run=runs/mine                 folder of the run
+  --model=FOLDER                  Hugging Face model to start from
+  --data.parallel FILE FOLDER     translation pairs, for stage 1
+  --data.instructions FILE        instructions or chats, for stage 2
+  --training.rows=32              packed rows a step
+  --optimizer.learning-rate=2e-6  the peak
+  --evaluation.sentences=FILE     sentences in several languages, for evaluate
+""".strip("\n")
+
 # Settings that say something of another, with which alone they are taken.
 _OF = {"data.parallel_weights": "data.parallel", "data.instruction_weights": "data.instructions"}
 _OF |= {"training.steps": "training.epochs", "lora.alpha": "lora.rank", "lora.targets": "lora.rank"}
@@ -57,7 +70,8 @@ def parse(arguments: Sequence[str], tell: _Tell = lambda names: None) -> Config:
     about = (
         "AlignX in JAX. --config=FILE sets the base: a file of configs/, or the folder of a run or of one of its "
         "stages; flags go over it. "
-        f"The defaults shown are those of {known.config or 'configs/sample.py, for the embedded sample'}."
+        f"The defaults shown are those of {known.config or 'configs/sample.py, for the embedded sample'}.\n\n"
+        f"Needed first:\n{_FIRST}"
     )
     if wrong := configs.unknown(rest):
         console.note(f"run.py: {wrong}")

@@ -3,7 +3,7 @@
     python run.py --config=configs/published.py --stage=1 --model=path/to/Llama-2-7b-hf --data.parallel data/opus100
 
 Machine: one accelerator of 80 GB with --optimizer.kind=adafactor, or --mesh=8x1 on eight of them. The published losses
-do next to nothing on the real models that were tried (docs/evidence.md); this is what to compare with.
+do next to nothing on Gemma 3 270M (dev/decisions.md); this is what to compare with.
 
 The aligned layer is 16, half of 32: for a model of another depth give --objective.contrastive.layer. A device's
 micro-batch of 4 rows of 512 tokens holds about the published 16 examples of 125 tokens; 8 of them are a step.

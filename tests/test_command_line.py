@@ -389,3 +389,11 @@ def test_help_explains_every_field(capsys):
     assert set(entries) == set(configs.flat(Config()))
     unexplained = [name for name, text in entries.items() if not text.partition("(default:")[0]]
     assert not unexplained, f"no docstring below: {unexplained}"
+
+
+def test_help_names_ten_flags_first(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    first = capsys.readouterr().out.split("Needed first:\n")[1].split("\n\n")[0]
+    names = {name.replace("-", "_") for name in re.findall(r"^ *--([\w.-]+)", first, flags=re.MULTILINE)}
+    assert len(names) == 10 and names <= {*configs.flat(Config()), "config"}
