@@ -242,7 +242,8 @@ def _write(corpus, tokenizer, template, config, progress, folder: pathlib.Path) 
             for item, made in zip(items, encoded, strict=True):
                 if isinstance(made, BadLine):
                     if config.on_error == "stop":
-                        raise made.error(skip_helps=bool(position) or any(isinstance(e, tuple) for e in encoded))
+                        others = any(isinstance(e, tuple) and isinstance(e[0], Example) for e in encoded)
+                        raise made.error(skip_helps=bool(position) or others)
                     left_out.write(f"{made}\n")
                     skipped += 1
                     continue
