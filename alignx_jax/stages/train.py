@@ -13,7 +13,7 @@ from alignx_jax.evaluation import alignment
 from alignx_jax.runs import lineage, loading, locks, stage_folder
 from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.stages.session import Session, agree
-from alignx_jax.training import build, loop, progress
+from alignx_jax.training import begin, build, loop, progress
 
 
 def train(session: Session, stage: str, folder: str, start: str) -> loop.Result:
@@ -47,7 +47,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     config = with_layer(session, config, session.run / folder, weights, data)
     agree(config)
     session.console.doing("loading the weights")
-    result = start.train(
+    result = begin.train(
         config,
         session.run / folder,
         weights,

@@ -40,7 +40,7 @@ from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, statistics, translation, translation_scores
 from alignx_jax.runs import loading
-from alignx_jax.training import build, metrics, start, stopping
+from alignx_jax.training import begin, build, metrics, stopping
 from benchmarks import record
 from benchmarks.study.arms import OFF, changed, write_whole
 from benchmarks.study.base import DATA
@@ -107,7 +107,7 @@ def train(arm: str, options: Options, mesh: Mesh, folder: pathlib.Path) -> dict[
     data = pipeline.build(config, "1", tokenizer.load(source.huggingface))
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         console, weights = Screen(file=log, width=140), build.Weights(source, config, mesh)
-        result = start.train(config, folder / "stage1", weights, data, mesh, console, arm, stopping.Stop())
+        result = begin.train(config, folder / "stage1", weights, data, mesh, console, arm, stopping.Stop())
     steps = metrics.read(folder / "stage1", "train")
     return {
         "config": {name: value for name, value in configs.flat(config).items() if "/" not in str(value)},

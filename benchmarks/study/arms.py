@@ -44,7 +44,7 @@ from alignx_jax.config import (
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.runs import loading
-from alignx_jax.training import build, metrics, start, stopping
+from alignx_jax.training import begin, build, metrics, stopping
 from benchmarks.study.base import DATA
 
 LANGUAGES = ("ar", "de", "fi", "fr", "hi", "ru", "sw", "th", "tr", "vi", "zh")
@@ -157,7 +157,7 @@ def _train(name: str, stage: str, config: Config, folder: pathlib.Path, console:
     with jax.set_mesh(mesh):
         data = pipeline.build(config, stage, tokenizer.load(source.huggingface))
         weights, title = build.Weights(source, config, mesh), f"{name}, stage {stage}"
-        result = start.train(config, folder, weights, data, mesh, console, title, stopping.Stop())
+        result = begin.train(config, folder, weights, data, mesh, console, title, stopping.Stop())
     steps = metrics.read(folder, "train")
     return {
         "config": dataclasses.asdict(config),

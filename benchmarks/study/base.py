@@ -46,7 +46,7 @@ from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.runs import companions, loading
 from alignx_jax.sample import make
-from alignx_jax.training import build, start, state, stopping
+from alignx_jax.training import begin, build, state, stopping
 from alignx_jax.training import step as steps
 from benchmarks import random_llama
 
@@ -261,7 +261,7 @@ def main(options: Options) -> None:
         data = pipeline.build(training, "2", tokenizer.load(random))
         console.print(f"{data.train.steps} steps of {options.rows} x {LENGTH} tokens, {data.train.fill:.1%} full")
         weights = build.Weights(source, training, mesh)
-        result = start.train(
+        result = begin.train(
             training, options.to / "run", weights, data, mesh, console, "pre-training", stopping.Stop()
         )
         trained = loading.find(str(result.folder))

@@ -10,7 +10,7 @@ from flax import nnx
 
 import alignx_jax
 from alignx_jax.console import Screen
-from alignx_jax.training import build, metrics, start, stopping
+from alignx_jax.training import begin, build, metrics, stopping
 from examples import own_loop
 
 
@@ -27,7 +27,7 @@ def test_it_takes_the_steps_that_the_program_takes(tmp_path):
         weights, tokenizer = build.Weights(source, config, mesh), alignx_jax.load_tokenizer(source.huggingface)
         data = alignx_jax.build_data(config, "1", tokenizer)
         config, _ = alignx_jax.with_layer(config, weights.look(), tokenizer, data, mesh)
-        start.train(config, tmp_path / "stage1", weights, data, mesh, Screen(quiet=True), "stage 1", stopping.Stop())
+        begin.train(config, tmp_path / "stage1", weights, data, mesh, Screen(quiet=True), "stage 1", stopping.Stop())
         program = alignx_jax.find(str(tmp_path / "stage1")).load(mesh, jnp.bfloat16)
     for ours, theirs in zip(history, metrics.read(tmp_path / "stage1", "train"), strict=True):
         assert ours == {name: theirs[name] for name in ours}

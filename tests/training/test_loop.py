@@ -25,7 +25,7 @@ from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.runs import companions, lineage, loading
-from alignx_jax.training import balance, build, checkpoints, compiling, loop, metrics, profiling, start
+from alignx_jax.training import balance, begin, build, checkpoints, compiling, loop, metrics, profiling
 from alignx_jax.training.stopping import Stop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ class Trainer:
         )
         made = sharding.make_mesh(mesh)
         with jax.set_mesh(made):
-            return start.train(
+            return begin.train(
                 config,
                 folder / "stage1",
                 build.Weights(self.source, config, made),
