@@ -16,7 +16,7 @@ CHECKED = 100
 """Most records of a source and pair whose languages are identified, spread evenly over it."""
 _IN_ALL = 5_000  # most records of a source, however many pairs of languages it has
 _SHOWN = 5  # sentences of a language
-_SHARE = 0.2  # doubtful sentences from which on a source is warned of
+_SHARE = 0.2  # doubtful sentences, or equal sides, from which on a pair of languages is warned of
 _WARNINGS = 3  # of a source
 
 
@@ -71,13 +71,23 @@ def warnings(source: str, found: Sequence[dict[str, Any]]) -> list[str]:
     return said[:_WARNINGS] + [f"{source}: the same is so of {more:,} more pairs of languages."] * (more > 0)
 
 
+def has_equal_sides(one: dict[str, Any]) -> bool:
+    """Whether many records of a pair of languages have the same sentence on both sides."""
+    return one["same"] > 1 and one["same"] >= _SHARE * one["records"]
+
+
+def is_doubtful(side: dict[str, Any] | None) -> bool:
+    """Whether many sentences of a language do not look like it."""
+    return side is not None and side["doubtful"] >= max(2, _SHARE * side["checked"])
+
+
 def _warning(one: dict[str, Any]) -> str:
     names = " and ".join(map(language_name, one["languages"]))
     parts, swapped = [], []
-    if one["same"] > 1 and one["same"] >= _SHARE * one["records"]:
+    if has_equal_sides(one):
         parts.append(f"{one['same']:,} of {one['records']:,} pairs have the same sentence on both sides")
     for code, side in one["languages"].items():
-        if side is None or side["doubtful"] < max(2, _SHARE * side["checked"]):
+        if not is_doubtful(side):
             continue
         taken = next(iter(side["taken_for"]), None)
         swapped.append(taken in [label_of(other) for other in one["languages"] if other != code])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from alignx_jax.console import Screen
 from alignx_jax.data.examples import Examples
 
 _SHOWN = 5  # sentences of a language
@@ -82,13 +80,6 @@ def show(found: dict[str, Any]) -> Group:
             share = f"{one['doubtful']:,} ({one['doubtful'] / one['checked']:.1%})"
             languages.add_row(code, f"{one['checked']:,}", share, taken or "nothing clear", such)
     return Group(*(table for table in (directions, out, languages) if table.row_count))
-
-
-def html(found: dict[str, Any]) -> str:
-    """The report as a page that needs no other file."""
-    console = Screen(record=True, file=io.StringIO(), width=160)
-    console.print(show(found))
-    return console.export_html()
 
 
 def _directions(one: Examples) -> list[tuple[str, np.ndarray | slice]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from alignx_jax import hosts, storage
-from alignx_jax.data import report
+from alignx_jax.data import page, report
 from alignx_jax.data.examples import Examples
 from alignx_jax.stages.session import Session
 
@@ -24,10 +24,11 @@ def prepare(session: Session) -> None:
     session.console.doing("writing the report")
 
     def tell() -> None:
-        facts = report.facts(list(found.values()))
+        sources = list(found.values())
+        facts = report.facts(sources)
         storage.make(session.run)
         storage.write(session.run / "corpus.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        storage.write(session.run / "corpus.html", report.html(facts))
+        storage.write(session.run / "corpus.html", page.html(facts, sources, session.config.data))
         session.console.print(report.show(facts))
 
     hosts.first("corpus report", tell)

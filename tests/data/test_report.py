@@ -1,10 +1,12 @@
+import io
 import json
 
 import numpy as np
 import pytest
 
 from alignx_jax.config import DataConfig
-from alignx_jax.data import corpora, examples, prompts, report
+from alignx_jax.console import Screen
+from alignx_jax.data import corpora, examples, page, prompts, report
 
 GERMAN = ["Der Hund schläft unter dem Tisch.", "Wir fahren morgen mit dem Zug nach Berlin.", "Das Buch liegt im Regal."]
 ENGLISH = ["The dog sleeps under the table.", "Tomorrow we take the train to Berlin.", "The book is on the shelf."]
@@ -72,12 +74,16 @@ def test_sentences_in_another_language(found, tmp_path):
 
 
 def test_it_is_shown_and_written(found):
-    _, facts = found
+    encoded, facts = found
     assert json.loads(json.dumps(facts)) == facts
-    page = report.html(facts)
-    for text in ("de &gt; en", "i.json", "overlong", "field &#x27;tgt&#x27; is empty", "fr 1"):
-        assert text in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    screen = Screen(file=io.StringIO(), width=160)
+    screen.print(report.show(facts))
+    for text in ("de > en", "i.json", "overlong", "field 'tgt' is empty", "fr 1"):
+        assert text in screen.file.getvalue()
+    html = page.html(facts, encoded, DataConfig(cutoff=500))
+    for text in ("de &gt; en", "i.json", "overlong", "field &#39;tgt&#39; is empty", "fr 1", FRENCH):
+        assert text in html
+    assert "http" not in html
 
 
 def test_a_reason_keeps_the_name_of_utf_8(tmp_path, tiny_tokenizer):
