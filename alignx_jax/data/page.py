@@ -17,6 +17,7 @@ from alignx_jax.data.examples import Examples
 from alignx_jax.data.languages import language_name
 
 _NAMED = 3  # sources of a title, languages of a sentence
+_LONG_NAME = 40  # characters of a source in the title
 _PICTURES = 40  # histograms at most: those of the most examples
 _LONGEST = 300  # characters of a sentence
 _FEW_PAIRS = 100
@@ -70,9 +71,14 @@ def html(facts: dict[str, Any], sources: Sequence[Examples], config: DataConfig)
 
 
 def _title(facts: dict[str, Any]) -> str:
-    """The sources by name, or by the last part of a long path."""
+    """The sources by name, a long path by its last part."""
     sources = dict.fromkeys(source["source"] for source in facts["sources"])
-    return _listed([name if len(name) < 40 else f".../{name.rstrip('/').rpartition('/')[2]}" for name in sources])
+    return _listed([name if len(name) < _LONG_NAME else _last_part(name) for name in sources])
+
+
+def _last_part(path: str) -> str:
+    folder, _, name = path.rstrip("/").rpartition("/")
+    return f"{'.../' if folder else ''}{_shortened(name, _LONG_NAME)}"
 
 
 def _stands_out(

@@ -118,6 +118,7 @@ def test_examples_that_are_cut_off_stand_out():
 def test_a_long_title_is_cut():
     text = page.html(*corpus(source="/data/" + "long/" * 20 + "a.tsv"), DataConfig())
     assert Page(text).all("title")[0].text == "AlignX corpus: .../a.tsv"
+    assert page._last_part("x" * 41) == f"{'x' * 40}..."
     assert page._listed(list("abc")) == "a, b and c" and page._listed(list("abcde")) == "a, b, c and 2 more"
 
 
