@@ -56,8 +56,9 @@ def weigh(session: Session, source: loading.Source) -> None:
     with jax.set_mesh(session.mesh):
         source.check()
         weights = build.Weights(source, session.config, session.mesh)
-        data = session.data("1", session.tokenizer(source), session.read("1"))
-        config = with_layer(session, session.config, session.run / "stage1", weights, data)
+        encoder = session.tokenizer(source)
+        data = session.data("1", encoder, session.read("1"))
+        config = with_layer(session, session.config, session.run / "stage1", weights, encoder, data)
         decoder = source.decoder_config()
         step = build.build_step(config, build.recipe(config, decoder, data, session.mesh), decoder, session.mesh)
         state = step.begin(weights.take())

@@ -13,12 +13,13 @@ from alignx_jax.stages.session import Session
 def prepare(session: Session) -> None:
     """Both stages' data into the cache, and a report on what is in them."""
     found: dict[tuple[str, str], Examples] = {}
+    source = session.source(session.config.model)
+    source.check()
+    encoder = session.tokenizer(source)  # of some models it takes ten seconds
     for stage in ("1", "2"):
-        source = session.source(session.config.model)
         session.console.rule(f"prepare stage {stage}", align="left")
         session.show_source(source)
-        source.check()
-        for one in session.data(stage, session.tokenizer(source), session.read(stage)).sources:
+        for one in session.data(stage, encoder, session.read(stage)).sources:
             found.setdefault((one.corpus.kind, one.corpus.source), one)
 
     session.console.doing("writing the report")

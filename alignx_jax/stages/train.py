@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from alignx_jax import command_line, hosts, storage
 from alignx_jax import config_files as configs
 from alignx_jax.config import Config
+from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation import alignment
 from alignx_jax.runs import lineage, loading, locks, stage_folder
 from alignx_jax.runs.stage_folder import STAGES
@@ -44,7 +45,7 @@ def _train(session: Session, stage: str, folder: str, start: str) -> loop.Result
     data = session.data(stage, encoder, sources)
     weights = build.Weights(source, config, session.mesh)
     session.console.doing("choosing the layer to align")
-    config = with_layer(session, config, session.run / folder, weights, data)
+    config = with_layer(session, config, session.run / folder, weights, encoder, data)
     agree(config)
     session.console.doing("loading the weights")
     result = begin.train(
@@ -78,14 +79,21 @@ def set_aside(session: Session, folder: storage.Path, what: str) -> None:
     session.line("anew", f"{what}: it is kept as {kept}, and made anew")
 
 
-def with_layer(session: Session, config: Config, folder: storage.Path, weights: build.Weights, data) -> Config:
+def with_layer(
+    session: Session,
+    config: Config,
+    folder: storage.Path,
+    weights: build.Weights,
+    encoder: tokenizer.Tokenizer,
+    data: pipeline.Data,
+) -> Config:
     """`config` with a number for `--objective.contrastive.layer=auto`, and on screen what it was chosen by."""
     contrastive, source = config.objective.contrastive, weights.source
     if contrastive.layer != "auto":
         return config
     earlier = configs.load(str(folder)) if (folder / "config.json").is_file() else source.config()
     if not earlier and data.pairs and contrastive.weight:
-        config, choice = alignment.with_layer(config, weights.look(), session.tokenizer(source), data, session.mesh)
+        config, choice = alignment.with_layer(config, weights.look(), encoder, data, session.mesh)
         curve = " ".join(f"{n}: {100 * share:.1f}" for n, share in enumerate(choice.retrieval))
         session.line(
             "layer",
