@@ -41,17 +41,17 @@ def reference() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> pathlib.Path:
+def compilation_cache(tmp_path_factory) -> pathlib.Path:
     """The folder of compiled programs of this run of the tests, for all of its processes."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(compiled):
+def compiled_once(compilation_cache):
     """A program that several tests compile is compiled once."""
     before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
