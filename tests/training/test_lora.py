@@ -28,7 +28,7 @@ from benchmarks.torch_reference import AlignXTorch
 from tests.models import llamas
 from tests.models.test_lora import LORA, adapted
 from tests.training import published
-from tests.training.test_stage import STEPS, Trainer, arrays, prepared, records, saved  # noqa: F401
+from tests.training.test_loop import STEPS, Trainer, arrays, prepared, records, saved  # noqa: F401
 from tests.training.test_step import agree, random_rows, relative
 
 RUN = LoraConfig(rank=4, targets="q_proj|o_proj|down_proj")
