@@ -1,6 +1,7 @@
 """Runs in object storage: the real program on gs:// of a server on this machine, which takes Google's place."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -20,7 +21,7 @@ from alignx_jax.evaluation import folders
 from alignx_jax.exits import UserError
 from alignx_jax.runs import loading
 from tests import processes
-from tests.evaluation import results_example
+from tests.evaluation import examples
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -226,8 +227,8 @@ def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
         (folder / "tensorboard").mkdir()
         (folder / "tensorboard" / "events").write_bytes(b"events")
 
-    first = results_example.build(models=2, languages=2, layers=2)
-    again, other = first | {"machine": "again"}, first | {"config": {"seed": 1}}
+    first = examples.results(models=2, languages=2, layers=2)
+    again, other = dataclasses.replace(first, machine="again"), dataclasses.replace(first, config={"seed": 1})
     folders.write(first, place, fill)
     for results in (again, other):
         for calls in range(1, 99):
@@ -240,8 +241,8 @@ def test_an_evaluation_has_its_json_last_and_none_is_lost(bucket, monkeypatch):
             assert all(bucket.names(f"measured/evaluation/{name}") == files for name in whole)
             if done:
                 break
-        assert folders.read(place)["config"] == results["config"]
-        assert first["config"] in [of["config"] for of in whole.values()]
+        assert folders.read(place).config == results.config
+        assert first.config in [of.config for of in whole.values()]
 
 
 @pytest.mark.slow

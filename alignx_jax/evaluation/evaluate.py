@@ -1,4 +1,4 @@
-"""One evaluation: models side by side, everything that is measured of each, as one dictionary that is JSON.
+"""One evaluation: models side by side, and everything that is measured of each.
 
 Alignment is measured on sentences encoded separately. Intervals are bootstrapped over sentence numbers, the same
 resamples for every language and model, so that what is compared is paired. Rates are shares of 1.
@@ -18,20 +18,19 @@ import platform
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from jax.sharding import Mesh
 
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import pipeline, prompts
 from alignx_jax.data.languages import ENGLISH, normalize
-from alignx_jax.evaluation import comparison, harness, scoring, translation
-from alignx_jax.evaluation.measured import Advance, Material, Subject, measure
+from alignx_jax.evaluation import comparison, harness, scoring, translation, translation_scores
+from alignx_jax.evaluation.measured import Advance, Material, Measured, Subject, measure
+from alignx_jax.evaluation.rows import Results, Sentences, Translation
 from alignx_jax.exits import UserError
 from alignx_jax.runs import loading
 from alignx_jax.training import build
 
-FORMAT = 1
 _FEWEST = 5  # sentences: retrieval among fewer says nothing, and some measures are not defined
 _CUT = 0.05  # share of a direction's outputs that may be cut off before it is told
 _LIBRARIES = ("jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
@@ -137,30 +136,29 @@ def notes(config: Config, material: Material, models: Sequence[Subject]) -> list
     return found
 
 
-def _notes_on_translation(record: dict[str, Any], options: EvaluationConfig) -> list[str]:
+def _notes_on_translation(one: Measured, options: EvaluationConfig) -> list[str]:
     """Where many outputs were cut off, which lowers every score."""
-    directions = (record["translation"] or {}).get("directions", {})
-    cut = {name: of["cut"] for name, of in directions.items() if of["cut"] > _CUT}
+    measures = one.translation.measures if one.translation else {}
+    cut = {"-".join(pair): of["cut"].value for pair, of in measures.items() if of["cut"].value > _CUT}
     if not cut:
         return []
     most = max(cut, key=cut.get)
     return [
-        f"{record['name']}: in {len(cut)} of {len(directions)} directions more than {_CUT:.0%} of the outputs were cut "
+        f"{one.model.name}: in {len(cut)} of {len(measures)} directions more than {_CUT:.0%} of the outputs were cut "
         f"off at --evaluation.translation.max-tokens={options.translation.max_tokens} (most: {most}, {cut[most]:.0%}); "
         "scores of these are too low; raise it, unless the model never stops."
     ]
 
 
-def _notes_on_tasks(record: dict[str, Any]) -> list[str]:
+def _notes_on_tasks(one: Measured) -> list[str]:
     """Where prompts lost their beginning: instructions and examples, perhaps."""
-    requests = record["task_requests"] or {"cut": {}}
-    cut = {name: f"{n:,} of {of:,}" for name, (n, of) in requests["cut"].items() if n}
+    cut = {name: f"{n:,} of {of:,}" for name, (n, of) in (one.tasks.cut if one.tasks else {}).items() if n}
     if not cut:
         return []
     listed = ", ".join(f"{name} {count}" for name, count in cut.items())
     return [
-        f"{record['name']}: requests of tasks lost their beginning, as they are longer than {requests['max_length']:,} "
-        f"tokens: {listed}."
+        f"{one.model.name}: requests of tasks lost their beginning, as they are longer than "
+        f"{one.tasks.max_length:,} tokens: {listed}."
     ]
 
 
@@ -195,48 +193,66 @@ def evaluate(
     models: Sequence[Subject],
     mesh: Mesh,
     advance: Advance,
-) -> dict[str, Any]:
+    command: str,
+) -> Results:
     """Measures every model; the first is what the others are compared with.
 
     Args:
       advance: called with what is under way, how much of it is done, and how much it is in all.
-
-    Returns:
-      The contents of evaluation.json (docs/evaluation.md describes them), but for the command.
+      command: what was typed.
 
     Raises:
       UserError: a tokenizer that does not fit its model, a sentence longer than a row, or a prompt than the context.
     """
     options = config.evaluation
     measured = [measure(config, material, model, mesh, advance) for model in models]
-    records = [
-        comparison.record(one, measured[0], options, config.seed) | {"weights": model.source.weights}
-        for one, model in zip(measured, models, strict=True)
-    ]
-    return {
-        "format": FORMAT,
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-        "sentences": {
-            "file": options.sentences,
-            "count": len(material.sentences[options.pivot]),
-            "languages": list(material.sentences),
-            "pivot": options.pivot,
-            "sha256": _digest(material),
-        },
-        "baseline": models[0].source.name,
-        "notes": [
+    pairs = [(measured[n], measured[control]) for n, control in controls(models)]
+    rows = []
+    for one in measured:
+        others = [*([] if one is measured[0] else measured[:1]), *(control for of, control in pairs if of is one)]
+        rows += comparison.rows(one, others, options.resamples, config.seed)
+    return Results(
+        command=command,
+        date=datetime.date.today().isoformat(),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, {mesh.size} x {mesh.devices.flat[0].device_kind}",
+        versions=versions(),
+        config=dataclasses.asdict(config),
+        sentences=Sentences(
+            file=options.sentences,
+            count=len(material.sentences[options.pivot]),
+            languages=list(material.sentences),
+            pivot=options.pivot,
+            sha256=_digest(material),
+        ),
+        notes=[
             *notes(config, material, models),
-            *(note for record in records for note in _notes_on_translation(record, options)),
-            *(note for record in records for note in _notes_on_tasks(record)),
+            *(note for one in measured for note in _notes_on_translation(one, options)),
+            *(note for one in measured for note in _notes_on_tasks(one)),
         ],
-        "models": records,
-        "against_control": [
-            comparison.against(measured[n], measured[control], options, config.seed) for n, control in controls(models)
-        ],
-    }
+        baseline=models[0].source.name,
+        controls=[(one.model.name, control.model.name) for one, control in pairs],
+        models=[one.model for one in measured],
+        translation=_translation(measured),
+        tasks={
+            f"tasks/{name}/{metric}": score.higher_is_better
+            for one in measured
+            if one.tasks
+            for name, of in one.tasks.scores.items()
+            for metric, score in of.items()
+        },
+        rows=rows,
+    )
+
+
+def _translation(measured: Sequence[Measured]) -> Translation | None:
+    found = {one.model.name: one.translation for one in measured if one.translation}
+    if not found:
+        return None
+    return Translation(
+        signatures={name: text for of in found.values() for name, text in of.signatures.items()},
+        notes=list(dict.fromkeys(note for of in found.values() for note in of.notes)),
+        samples=translation_scores.samples(found),
+    )
 
 
 def versions() -> dict[str, str]:

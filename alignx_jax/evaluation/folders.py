@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from alignx_jax import config_files, storage
 from alignx_jax.config import EvaluationConfig, Role
-from alignx_jax.evaluation.schema import Results
+from alignx_jax.evaluation import rows
+from alignx_jax.evaluation.rows import Results
 from alignx_jax.exits import UserError
-from alignx_jax.runs import saved
 
 FILE = "evaluation.json"
 """Is written last in object storage: a folder without it is no evaluation."""
-_MODEL = ("name", "path", "parameters", "align_layer", "baseline_layer", "step", "weights", "training")
-"""What tells two models, or one before and after more training, apart."""
 _MEASURED = (Role.RESULT, Role.SHAPE, Role.MEASURE)
-"""Settings that are a part of what was measured, with the template; the models are in `_MODEL`."""
+"""Settings that are a part of what was measured, with the template; the models are compared by themselves."""
 
 
 def place(run: storage.Path, options: EvaluationConfig) -> storage.Path:
@@ -37,55 +35,22 @@ def _name(sentences: str) -> str:
     return re.sub(r"[^\w.-]+", "-", last).strip(".-")[:60].rstrip(".-") or "sentences"
 
 
-def read(folder: storage.Path) -> dict[str, Any]:
+def read(folder: storage.Path) -> Results:
     """The results of an evaluation.
 
     Raises:
-      UserError: they are damaged.
+      UserError: they are damaged, or of an earlier version.
     """
-    hint = "evaluate again, or delete the folder"
-    results = saved.read(folder / FILE, Results, hint)
-    if wrong := _inconsistent(results):
-        raise UserError(f"{folder / FILE} is damaged ({wrong}); {hint}")
-    return results
+    file = folder / FILE
+    try:
+        return rows.from_json(file.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; evaluate again, or delete the folder") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error}); evaluate again, or delete the folder") from None
 
 
-def _inconsistent(results: dict[str, Any]) -> str | None:
-    """The first of the numbers of layers and names of models that do not fit each other."""
-    names = [model["name"] for model in results["models"]]
-    depths = {model["name"]: model["layers"] for model in results["models"]}
-    pairs = [
-        (f"against_control.{n}.{key}", pair[key])
-        for n, pair in enumerate(results["against_control"])
-        for key in ("model", "control")
-    ]
-    for key, name in [("baseline", results["baseline"]), *pairs]:
-        if name not in names:
-            return f"{key}: no model is called {name}"
-    for n, model in enumerate(results["models"]):
-        depth = model["layers"]
-        against = [(pair["baseline_layer"], pair["control"]) for pair in results["against_control"]]
-        places = [(model["align_layer"], model["name"]), (model["baseline_layer"], results["baseline"]), *against]
-        for layer, of in places:
-            if not 0 <= layer <= depths[of]:
-                return f"models.{n}: layer {layer} of the {depths[of]} of {of}"
-        for name, curve in _curves(model["alignment"], f"models.{n}.alignment"):
-            if len(curve) != depth + 1:
-                return f"{name}: {len(curve)} values of {depth + 1}"
-    return None
-
-
-def _curves(found: Any, name: str) -> Iterator[tuple[str, list]]:
-    """Every list of a model's measures with its name, but for what is no curve over the layers."""
-    if isinstance(found, list):
-        yield name, found
-    elif isinstance(found, dict):
-        for key, of in found.items():
-            if key != "retrieval_matrix":
-                yield from _curves(of, f"{name}.{key}")
-
-
-def of_run(run: storage.Path) -> dict[str, dict[str, Any]]:
+def of_run(run: storage.Path) -> dict[str, Results]:
     """The results of every evaluation in a run's folder by its name, the oldest first.
 
     Raises:
@@ -96,10 +61,10 @@ def of_run(run: storage.Path) -> dict[str, dict[str, Any]]:
     found = {
         name: read(folder / name) for name in names if not name.startswith(".") and (folder / name / FILE).is_file()
     }
-    return dict(sorted(found.items(), key=lambda item: item[1]["date"]))
+    return dict(sorted(found.items(), key=lambda item: item[1].date))
 
 
-def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib.Path], None]) -> storage.Path | None:
+def write(results: Results, folder: storage.Path, fill: Callable[[pathlib.Path], None]) -> storage.Path | None:
     """Makes `folder` that of these results: killed at any moment, there are the former files or all of the new ones.
 
     An earlier evaluation of the same models on the same sentences with the same settings is replaced; another one of
@@ -115,7 +80,7 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
-    storage.write(partial / FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    storage.write(partial / FILE, results.to_json())
     for file in partial.rglob("*"):
         storage.sync(file)
     aside, again = None, False
@@ -132,16 +97,17 @@ def write(results: dict[str, Any], folder: storage.Path, fill: Callable[[pathlib
     return None if again else aside
 
 
-def _is_again(folder: storage.Path, results: dict[str, Any]) -> bool:
+def _is_again(folder: storage.Path, results: Results) -> bool:
     """Whether a folder holds an earlier evaluation of the same."""
     try:
-        return _what(read(folder)) == _what(json.loads(json.dumps(results)))
+        return _what(read(folder)) == _what(rows.from_json(results.to_json().encode()))
     except UserError:  # whatever it was, it is kept
         return False
 
 
-def _what(results: dict[str, Any]) -> list[Any]:
-    models = [[model.get(key) for key in _MODEL] for model in results["models"]]
+def _what(results: Results) -> list[Any]:
+    """What tells two evaluations apart, such as those of one model before and after more training."""
+    models = [dataclasses.replace(model, projection=[]) for model in results.models]
     named = {name for name, role in config_files.roles().items() if role in _MEASURED} | {"data.template"}
-    settings = {name: value for name, value in config_files.flattened(results["config"]) if name in named}
-    return [results["sentences"], settings, models]
+    settings = {name: value for name, value in config_files.flattened(results.config) if name in named}
+    return [results.sentences, settings, models]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,10 @@ from jax.sharding import Mesh
 
 from alignx_jax import hosts
 from alignx_jax.config import Config
-from alignx_jax.data import chats, prompts, tokenizer
+from alignx_jax.data import chats, languages, prompts, tokenizer
 from alignx_jax.data.tokenizer import Tokenizer
-from alignx_jax.evaluation import alignment, harness, layers, metrics, scoring, translation, translation_scores
+from alignx_jax.evaluation import alignment, harness, layers, metrics, rows, scoring, translation, translation_scores
+from alignx_jax.evaluation.scores import Place, Score, mean, mean_of, of_sums
 from alignx_jax.models import huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.runs import loading
@@ -57,16 +57,12 @@ class Material:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What is measured of a model, and the values of single sentences that intervals are made of."""
+    """What is measured of a model."""
 
-    name: str
-    record: dict[str, Any]
-    alignment: dict[str, dict[str, np.ndarray]]
-    """`layers.Layers.sentences` and what `dali` finds, by measure and language, [L+1,N]."""
-    text: dict[str, scoring.Perplexity]
-    endings: dict[str, np.ndarray]
-    choices: dict[str, np.ndarray]
+    model: rows.Model
+    scores: dict[Place, Score]
     translation: translation_scores.Result | None
+    tasks: harness.Tasks | None
 
 
 def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, advance: Advance) -> Measured:
@@ -75,7 +71,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     Raises:
       UserError: a tokenizer that does not fit its model, a sentence longer than a row, or a prompt than the context.
     """
-    options, source, sentences = config.evaluation, subject.source, material.sentences
+    options, source = config.evaluation, subject.source
     encoder = tokenizer.load(source.huggingface, source.decoder_config().vocab_size)
     eos_ids = sorted({*huggingface.stop_ids(source.huggingface, encoder.eos_id), *chats.turn_ends(encoder)})
     advance(f"{source.name}: loading the weights", 0, 1)
@@ -87,19 +83,8 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     def told(what: str) -> Callable[[int, int], None]:
         return functools.partial(advance, f"{source.name}: {what}")
 
-    text = scoring.perplexity(decoder, encoder, sentences, mesh, **shape, progress=told("perplexity"))
-    few = {code: lines[:_CHOSEN] for code, lines in sentences.items()}
-    endings = scoring.continuation_choice(
-        decoder, encoder, few, mesh, seed=config.seed, **shape, progress=told("choice of endings")
-    )
-    choices = {}
-    if material.choices:
-        choices = scoring.two_option_accuracy(
-            decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
-        )
-    aligned, by_sentence, projection = _alignment(
-        config, material, subject, decoder, encoder, classifier, mesh, shape, told
-    )
+    scores = _of_text(decoder, encoder, config, material, mesh, shape, told)
+    aligned, projection = _alignment(config, material, subject, decoder, encoder, classifier, mesh, shape, told)
     translated = None
     if material.directions:
         outputs = translation.translate(
@@ -116,7 +101,7 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             seed=config.seed,
             progress=told("translation"),
         )
-        translated = _scores(*outputs, material.translated, config)
+        translated = _scored(*outputs, material.translated, config)
     tasks = None
     if options.tasks:
         tasks = harness.evaluate_tasks(
@@ -131,28 +116,83 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
             dtype=dtype,
             progress=told("tasks"),
         )
-    unknown, per_sentence = _writing(encoder, sentences)
-    record = {
-        "name": source.name,
-        "path": str(source.run or source.huggingface),
-        "step": source.step if source.run else None,
-        "family": source.decoder_config().family,
-        "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(decoder, nnx.Param))),
-        "layers": source.decoder_config().num_layers,
-        "align_layer": subject.align_layer,
-        "unknown_rate": unknown,
-        "tokens_per_sentence": per_sentence,
-        "alignment": aligned,
-        "tasks": tasks and tasks.scores,
-        "task_requests": tasks and {"max_length": tasks.max_length, "cut": tasks.cut},
-        "task_groups": tasks and tasks.groups,
-        "projection": projection,
-        "training": _history(source),
+    model = rows.Model(
+        name=source.name,
+        path=str(source.run or source.huggingface),
+        step=source.step if source.run else None,
+        weights=source.weights,
+        family=source.decoder_config().family,
+        parameters=sum(x.size for x in jax.tree.leaves(nnx.state(decoder, nnx.Param))),
+        layers=source.decoder_config().num_layers,
+        align_layer=subject.align_layer,
+        projection=projection,
+        training=_history(source),
+    )
+    scores |= aligned | (translation_scores.scores(translated) if translated else {})
+    return Measured(model, scores | (of_tasks(tasks) if tasks else {}), translated, tasks)
+
+
+def _of_text(decoder, encoder, config: Config, material: Material, mesh, shape, told) -> dict[Place, Score]:
+    """What is measured of the text of each language, and the mean of those but the first language."""
+    sentences = material.sentences
+    text = scoring.perplexity(decoder, encoder, sentences, mesh, **shape, progress=told("perplexity"))
+    few = {code: lines[:_CHOSEN] for code, lines in sentences.items()}
+    endings = scoring.continuation_choice(
+        decoder, encoder, few, mesh, seed=config.seed, **shape, progress=told("choice of endings")
+    )
+    choices = {}
+    if material.choices:
+        choices = scoring.two_option_accuracy(
+            decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
+        )
+    return of_text(text, endings, choices, config.evaluation.pivot) | _writing(encoder, sentences)
+
+
+def of_text(
+    text: Mapping[str, scoring.Perplexity],
+    endings: Mapping[str, np.ndarray],
+    choices: Mapping[str, np.ndarray],
+    pivot: str,
+) -> dict[Place, Score]:
+    """The scores of languages, and of all but the first language their mean, but of perplexities."""
+    by_measure = {
+        "bits_per_byte": {code: of_sums(p.bits_per_byte_sums()) for code, p in text.items()},
+        "continuation_choice": {code: of_sums(mean_of(hits)) for code, hits in endings.items() if len(hits)},
+        "choices": {code: of_sums(mean_of(hits)) for code, hits in choices.items() if len(hits)},
     }
-    return Measured(source.name, record, by_sentence, text, endings, choices, translated)
+    found, home = {}, languages.home(text, pivot)
+    for measure, of in by_measure.items():
+        found |= {Place(measure, language=code): score for code, score in of.items()}
+        if others := [score for code, score in of.items() if code != home]:
+            found[Place(measure, language=rows.OTHERS)] = mean(others)
+    perplexities = {code: of_sums(p.sums(), unit=p.tokens.tobytes()) for code, p in text.items()}
+    return found | {Place("perplexity", language=code): score for code, score in perplexities.items()}
 
 
-def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
+def of_tasks(tasks: harness.Tasks) -> dict[Place, Score]:
+    """Every metric of every task, `tasks/NAME/METRIC,FILTER`, with its interval of 1.96 standard errors; and the mean
+    accuracy, `tasks`."""
+    found = {}
+    for name, of in tasks.scores.items():
+        for metric, (value, error, _) in of.items():
+            ends = None if error is None else (value - 1.96 * error, value + 1.96 * error)
+            found[Place(f"tasks/{name}/{metric}")] = Score(value, ends=ends)
+    accuracies = _accuracies(tasks)
+    return found | ({Place("tasks"): Score(float(np.mean(accuracies)))} if accuracies else {})
+
+
+def _accuracies(tasks: harness.Tasks) -> list[float]:
+    """Of every task that is in no group, and of every group; of its members where it has none, each set once."""
+    members = {name for of in tasks.groups.values() for name in of}
+
+    def of_task(task: str) -> list[float]:
+        own = [of.value for name, of in tasks.scores.get(task, {}).items() if name.split(",")[0] == "acc"]
+        return own or [value for member in tasks.groups.get(task, ()) for value in of_task(member)]
+
+    return [x for task in dict.fromkeys([*tasks.scores, *tasks.groups]) if task not in members for x in of_task(task)]
+
+
+def _scored(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
     """Of the first process, which writes the results: the others need none of COMET and its like.
 
     They wait here: it may take minutes, which a collective that they came to first might not.
@@ -164,9 +204,9 @@ def _scores(outputs, cut, sentences: dict[str, list[str]], config: Config) -> tr
 
 
 def _alignment(config, material, subject, decoder, encoder, classifier, mesh, shape, told):
-    """The part `alignment` of a model's record, the single sentences behind it, and the projection."""
+    """The scores of alignment, and the projections."""
     sentences, pivot = material.sentences, config.evaluation.pivot
-    languages, done = list(sentences), 0
+    codes, done = list(sentences), 0
     every = sum(map(len, sentences.values()))
 
     def progress(more: int) -> None:
@@ -175,36 +215,29 @@ def _alignment(config, material, subject, decoder, encoder, classifier, mesh, sh
         told("sentence vectors")(done, every)
 
     vectors = alignment.sentence_vectors(decoder, encoder, sentences, mesh, **shape, progress=progress)
-    found = layers.measure(vectors, languages, pivot, subject.align_layer, config.seed, mesh)
-    head = None
+    curves = layers.measure(vectors, codes, pivot, config.seed, mesh)
+    scores = layers.between_all(vectors.mean[subject.align_layer], codes, subject.align_layer)
     if classifier:
         states_KxNxD = vectors.predicting[subject.matching_layer]
         accuracy = metrics.matching_accuracy(
             states_KxNxD.reshape(-1, states_KxNxD.shape[-1]),
-            np.repeat(np.arange(len(languages)), states_KxNxD.shape[1]),
+            np.repeat(np.arange(len(codes)), states_KxNxD.shape[1]),
             classifier,
             decoder.config.activation_function,
         )
-        head = {name: float(value) for name, value in accuracy._asdict().items()}
+        scores |= {Place(f"matching_head_{name}"): Score(float(x)) for name, x in accuracy._asdict().items()}
     depth = len(vectors.mean) - 1
-    projection = layers.projection(vectors.mean, languages, (0, subject.align_layer, depth))
+    projection = layers.projection(vectors.mean, codes, (0, subject.align_layer, depth))
     del vectors
 
-    in_prompt = None
     if config.evaluation.in_prompt:
         told("vectors in the prompt")(0, 1)
         inside = alignment.in_prompt_vectors(decoder, encoder, material.template, sentences, pivot, mesh, **shape)
-        in_prompt = layers.both_directions(inside)
-    by_item: dict[str, dict[str, np.ndarray]] = {}
+        curves |= layers.both_directions("in_prompt", inside, pivot)
     if pivot in material.choices and len(material.choices) > 1:
         told("vectors of two options")(0, 1)
-        by_item = dali(decoder, encoder, material.choices, pivot, mesh, **shape)
-    shares = {
-        name: {code: x_LxN.mean(axis=1, dtype=float).tolist() for code, x_LxN in of.items()} or None
-        for name, of in ({"dali": {}, "dali_strict": {}} | by_item).items()
-    }
-    record = found.record | shares | {"matching_head": head, "in_prompt": in_prompt}
-    return record, found.sentences | {name: of for name, of in by_item.items() if of}, projection
+        curves |= dali(decoder, encoder, material.choices, pivot, mesh, **shape)
+    return scores | layers.scores(curves), projection
 
 
 def dali(
@@ -214,8 +247,8 @@ def dali(
     pivot: str,
     mesh: Mesh,
     **options,
-) -> dict[str, dict[str, np.ndarray]]:
-    """`metrics.dali` of the items that a language shares with the pivot: `dali` and `dali_strict` by language, [L+1,N].
+) -> layers.Curves:
+    """`metrics.dali` of the items that a language shares with the pivot.
 
     A text is the premise and an option with a space between; its vector is the position-weighted mean over its tokens,
     BOS counted, one of the two of the authors' code (Kartik21/DALI_MATS, src/embed_extractor.py), as for MEXA.
@@ -231,7 +264,7 @@ def dali(
         flat_LxMxD = alignment.text_vectors(decoder, encoder, texts, mesh, pool="weighted", **options)
         vectors[code] = flat_LxMxD.reshape(len(flat_LxMxD), len(items), 2, -1)
     places = {code: {idx: n for n, idx in enumerate(items)} for code, items in numbers.items()}
-    found: dict[str, dict[str, np.ndarray]] = {"dali": {}, "dali_strict": {}}
+    aligned, strict = {}, {}
     for code in numbers:
         shared = [idx for idx in numbers[code] if idx in numbers[pivot]]
         if code == pivot or not shared:
@@ -239,27 +272,28 @@ def dali(
         here, there = ([places[c][idx] for idx in shared] for c in (pivot, code))
         pairs = zip(vectors[pivot], vectors[code], strict=True)
         hits = [metrics.dali(x_Mx2xD[here], y_Mx2xD[there]) for x_Mx2xD, y_Mx2xD in pairs]
-        found["dali"][code] = np.stack([hit.aligned for hit in hits]).astype(np.float32)
-        found["dali_strict"][code] = np.stack([hit.strict for hit in hits]).astype(np.float32)
+        aligned[Place("dali", language=code)] = layers.of_means(np.stack([hit.aligned for hit in hits]))
+        strict[Place("dali_strict", language=code)] = layers.of_means(np.stack([hit.strict for hit in hits]))
+    return layers.with_mean(aligned) | layers.with_mean(strict)
+
+
+def _writing(encoder: Tokenizer, sentences: Mapping[str, Sequence[str]]) -> dict[Place, Score]:
+    """The share of tokens that stand for what the tokenizer cannot write, and tokens a sentence, by language."""
+    found = {}
+    for code, lines in sentences.items():
+        ids = np.concatenate([ids for ids, _ in encoder.encode_batch(lines)])
+        unknown = float(np.mean(ids == encoder.unk_id)) if encoder.unk_id is not None else 0.0
+        found[Place("unknown_rate", language=code)] = Score(unknown, len(lines))
+        found[Place("tokens_per_sentence", language=code)] = Score(len(ids) / len(lines), len(lines))
     return found
 
 
-def _writing(encoder: Tokenizer, sentences: Mapping[str, Sequence[str]]) -> tuple[dict, dict]:
-    """The share of tokens that stand for what the tokenizer cannot write, and tokens a sentence, by language."""
-    unknown, per_sentence = {}, {}
-    for code, lines in sentences.items():
-        ids = np.concatenate([ids for ids, _ in encoder.encode_batch(lines)])
-        unknown[code] = float(np.mean(ids == encoder.unk_id)) if encoder.unk_id is not None else 0.0
-        per_sentence[code] = len(ids) / len(lines)
-    return unknown, per_sentence
-
-
-def _history(source: loading.Source) -> dict[str, list[dict[str, float]]] | None:
+def _history(source: loading.Source) -> rows.Training | None:
     """The losses of a run, for its curves, and how they stood to each other (training/balance.py)."""
     if source.run is None:
         return None
-    curves = {
-        kind: [{k: r[k] for k in ("step", "loss", *LOSSES) if k in r} for r in training_metrics.read(source.run, kind)]
-        for kind in ("train", "validation")
-    }
-    return curves | {"balance": training_metrics.read(source.run, "balance")}
+    train, validation = (
+        [rows.Losses(r["step"], **{k: r[k] for k in ("loss", *LOSSES) if k in r}) for r in records]
+        for records in (training_metrics.read(source.run, kind) for kind in ("train", "validation"))
+    )
+    return rows.Training(train, validation, training_metrics.read(source.run, "balance"))

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from alignx_jax.evaluation.cells import Number, Style, value_of
+from alignx_jax.evaluation.cells import Style
+from alignx_jax.evaluation.rows import Row
 
 INK, FAINT, GRID = "#33373d", "#6f757e", "#e6e8eb"
 SHAPES = {"o": "●", "s": "■", "^": "▲"}
@@ -197,21 +198,21 @@ def draw_curves(
 
 
 def draw_dots(
-    axes: Axes, names: Sequence[str], numbers: Mapping[Key, Sequence[Number]], style: Style, changes: bool
+    axes: Axes, names: Sequence[str], rows: Mapping[Key, Mapping[str, Row]], style: Style, changes: bool
 ) -> None:
     """A row for each name, a dot with its interval for each key; of `changes`, a line shows where there is none."""
     if changes:
         axes.axvline(0, color=FAINT, lw=1, zorder=1)
-    offsets = np.linspace(-0.32, 0.32, len(numbers) + 2)[1:-1]
-    for (key, found), offset in zip(numbers.items(), offsets, strict=True):
-        there = [(n + offset, number) for n, number in enumerate(found) if number is not None]
-        axes.plot([value_of(x) for _, x in there], [y for y, _ in there], "o", color=key.colour, ms=4.5, zorder=3)
-        ranges = [[(number[1], y), (number[2], y)] for y, number in there if value_of(number) is not number]
+    offsets = np.linspace(-0.32, 0.32, len(rows) + 2)[1:-1]
+    for (key, by_name), offset in zip(rows.items(), offsets, strict=True):
+        there = [(n + offset, by_name[name]) for n, name in enumerate(names) if name in by_name]
+        axes.plot([row.value for _, row in there], [y for y, _ in there], "o", color=key.colour, ms=4.5, zorder=3)
+        ranges = [[(row.low, y), (row.high, y)] for y, row in there if row.interval]
         axes.add_collection(LineCollection(ranges, colors=key.colour, linewidths=1.4, alpha=0.6, zorder=2))
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    for row in range(1, len(names)):
-        axes.axhline(row - 0.5, color=GRID, lw=0.8, zorder=0)
+    for n in range(1, len(names)):
+        axes.axhline(n - 0.5, color=GRID, lw=0.8, zorder=0)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
     axes.spines.left.set_visible(False)

@@ -1,6 +1,6 @@
 """The results of an evaluation as a page, as TensorBoard data, and as a table for the terminal.
 
-All three take the dictionary that `evaluation.json` holds. The page needs nothing but itself: its pictures are inline
+The page needs nothing but itself: its pictures are inline
 SVG, and it loads no script, font or style.
 """
 
@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from alignx_jax import storage
 from alignx_jax.data.languages import language_name
 from alignx_jax.evaluation import cells, figures, tables, verdict
+from alignx_jax.evaluation.rows import Results, direction_codes, direction_name
 
 _SECTIONS = {
     "verdict": "In short",
@@ -38,7 +39,7 @@ _SECTIONS = {
 }
 
 
-def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
+def write(results: Results, folder: pathlib.Path) -> pathlib.Path:
     """`report.html` in `folder`; the same results give the same bytes. Returns its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alignx_jax.evaluation", "."),
@@ -55,9 +56,8 @@ def write(results: dict, folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _context(results: dict) -> dict:
+def _context(results: Results) -> dict:
     """Everything the template names."""
-    base = cells.baseline(results)
     found = {
         "verdict": verdict.verdicts(results),
         "models": tables.overview(results),
@@ -69,69 +69,42 @@ def _context(results: dict) -> dict:
         "losses": figures.losses(results),
         "balance": tables.balance(results),
         "translation": _translation(results),
-        "controlled": [(found["baseline"], tables.overview(found)) for found in cells.against_controls(results)],
+        "controlled": [(pair[1], tables.overview(results.against_control(pair))) for pair in results.controls],
         "forgetting": [table for table in (tables.home(results), tables.tasks(results)) if table],
         "language_tables": tables.by_language(results),
         "samples": _samples(results),
     }
-    codes = results["sentences"]["languages"]
     return {
         **found,
         "contents": {key: title for key, title in _SECTIONS.items() if found.get(key, True)},
-        "baseline": base and base["name"],
+        "baseline": results.base and results.base.name,
         "colours": {key.text: key.colour for key in figures.model_keys(results)},
-        "command": results["command"],
-        "config": dict(_flat(results["config"])),
-        "date": results["date"],
-        "described": results["models"],
-        "languages": [f"{code} {language_name(code)}" for code in codes],
-        "machine": results["machine"],
+        "config": dict(_flat(results.config)),
+        "languages": [f"{code} {language_name(code)}" for code in results.sentences.languages],
         "mexa_sentences": tables.mexa_sentences(results),
-        "names": [model["name"] for model in results["models"]],
-        "pivot": language_name(results["sentences"]["pivot"]),
-        "sentences": results["sentences"],
+        "pivot": language_name(results.sentences.pivot),
+        "results": results,
         "tokenization": tables.tokenization(results),
-        "versions": results["versions"],
         "warnings": _warnings(results),
         "words": {"better": "better", "worse": "worse", "same": "cannot tell", "chance": "chance", "": "no interval"},
     }
 
 
-def _translation(results: dict) -> dict | None:
+def _translation(results: Results) -> dict | None:
     averages = tables.translation_averages(results)
-    if averages is None:
+    if averages is None or results.translation is None:
         return None
-    main, *others = (tables.translation_directions(results, metric) for metric in tables.metrics(results))
-    translated = [model["translation"] for model in results["models"] if model["translation"]]
-    return {
-        "averages": averages,
-        "main": main,
-        "others": others,
-        "pictures": figures.translations(results),
-        "signatures": {name: text for found in translated for name, text in found["signatures"].items()},
-        "notes": dict.fromkeys(note for found in translated for note in found["notes"]),
-    }
+    found = (tables.translation_directions(results, metric) for metric in tables.metrics(results))
+    main, *others = (table for table in found if table)
+    return {"averages": averages, "main": main, "others": others, "pictures": figures.translations(results)}
 
 
-def _samples(results: dict) -> list[dict]:
-    """Each source once, with every model's output."""
-    found: dict[tuple[str, str], dict] = {}
-    for model in results["models"]:
-        for sample in cells.get(model, "translation", "samples") or ():
-            source, target = tables.direction_codes(sample["direction"])
-            entry = found.setdefault(
-                (sample["direction"], sample["source"]),
-                {
-                    "title": tables.direction_name(sample["direction"]),
-                    "from": source,
-                    "to": target,
-                    "source": sample["source"],
-                    "reference": sample["reference"],
-                    "outputs": {},
-                },
-            )
-            entry["outputs"][model["name"]] = sample["output"]
-    return list(found.values())
+def _samples(results: Results) -> list[dict]:
+    """Each with its direction's name and two languages."""
+    return [
+        {"title": direction_name(sample.direction), "codes": direction_codes(sample.direction), "of": sample}
+        for sample in (results.translation.samples if results.translation else ())
+    ]
 
 
 def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -146,35 +119,35 @@ def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 _COLOURS = {"better": "green", "worse": "red", "same": "dim", "chance": "dim", "": ""}
 
 
-def terminal_table(results: dict) -> rich_table.Table:
+def terminal_table(results: Results) -> rich_table.Table:
     """Models as columns: what is compared first, with its change against the baseline and the 95 % interval of that."""
-    overview, base = tables.overview(results), cells.baseline(results)
+    overview, base = tables.overview(results), results.base
     shown = rich_table.Table(title=overview.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    shown.caption = f"beside a value its change against {base['name']}, below it the 95% interval" if base else None
+    shown.caption = f"beside a value its change against {base.name}, below it the 95% interval" if base else None
     shown.add_column("", min_width=14)
     for name in overview.head[1:]:
         shown.add_column(Text(name), justify="right")
-    for row in overview.rows:
-        if row.cells:
-            shown.add_row(Text(row.label), *(_terminal_cell(cell) for cell in row.cells))
+    for line in overview.lines:
+        if line.cells:
+            shown.add_row(Text(line.label), *(_terminal_cell(cell) for cell in line.cells))
         else:
             shown.add_section()
-            shown.add_row(Text(row.label, style="bold"))
+            shown.add_row(Text(line.label, style="bold"))
     return shown
 
 
-def terminal_notes(results: dict) -> list[tuple[str, str]]:
+def terminal_notes(results: Results) -> list[tuple[str, str]]:
     """Lines below the table, each with what it is: what the pair losses did, what scores were made with, what is
     missing or in doubt."""
     losses = [("losses", f"{found.model}. {found.text}") for found in verdict.of_losses(results)]
-    translated = [model["translation"] for model in results["models"] if model["translation"]]
-    found = [("scores", f"{name} {text}") for of in translated for name, text in of["signatures"].items()]
-    notes = [*(note for of in translated for note in of["notes"]), *_warnings(results)]
+    made = results.translation
+    found = [("scores", f"{name} {text}") for name, text in made.signatures.items()] if made else []
+    notes = [*(made.notes if made else ()), *_warnings(results)]
     return list(dict.fromkeys([*losses, *found, *(("note", note) for note in notes)]))
 
 
-def _warnings(results: dict) -> list[str]:
-    return [*results["notes"], *verdict.warnings(results)]
+def _warnings(results: Results) -> list[str]:
+    return [*results.notes, *verdict.warnings(results)]
 
 
 def _terminal_cell(cell: cells.Cell) -> Text:
@@ -184,15 +157,15 @@ def _terminal_cell(cell: cells.Cell) -> Text:
     return text.append(f"\n{interval}" if interval else "", style="dim")
 
 
-def to_tensorboard(results: dict, folder: pathlib.Path) -> None:
+def to_tensorboard(results: Results, folder: pathlib.Path) -> None:
     """Every measure over the layers (steps are layers; a folder for each model), pictures, and tables as text.
 
     Args:
       folder: new.
     """
-    for model in results["models"]:
-        with SummaryWriter(str(folder / re.sub(r"[^\w -]", "_", model["name"]))) as board:
-            for key, curve in figures.curves(model).items():
+    for model in results.models:
+        with SummaryWriter(str(folder / re.sub(r"[^\w -]", "_", model.name))) as board:
+            for key, curve in figures.curves(results, model).items():
                 for layer, value in enumerate(curve):
                     board.add_scalar(f"layers/{key}", float(value), layer)
     with SummaryWriter(str(folder)) as board:
@@ -204,14 +177,14 @@ def to_tensorboard(results: dict, folder: pathlib.Path) -> None:
             board.add_text(f"verdict/{found.title}", found.text)
 
 
-def _groups(results: dict) -> list[figures.Group]:
+def _groups(results: Results) -> list[figures.Group]:
     """Every picture of the page."""
     single = [figures.depth, figures.by_language, figures.matrices, figures.losses, figures.translations]
     several = [*figures.measures(results), *figures.projections(results)]
-    return [*(group for make in single if (group := make(results))), *several]
+    return [group for group in [*(make(results) for make in single), *several] if group and group.panels]
 
 
-def _tables(results: dict) -> list[tables.Table]:
+def _tables(results: Results) -> list[tables.Table]:
     """Every table of the page, but for the single metrics of translation."""
     single = [tables.overview, tables.translation_averages, tables.home, tables.tasks]
     return [*(table for make in single if (table := make(results))), *tables.by_language(results)]
@@ -220,11 +193,12 @@ def _tables(results: dict) -> list[tables.Table]:
 def _markdown(table: tables.Table) -> str:
     """The table as TensorBoard's text shows it."""
 
-    def line(*cells):
+    def written(*cells):
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    lines = [line(*table.head), line(*("---" for _ in table.head))]
-    for row in table.rows:
-        cells = (" ".join(filter(None, (c.text, c.interval, c.change, c.change_interval))) for c in row.cells)
-        lines.append(line(row.label, *cells) if row.cells else line(f"**{row.label}**", *("" for _ in table.head[1:])))
-    return "\n".join(lines)
+    text = [written(*table.head), written(*("---" for _ in table.head))]
+    for line in table.lines:
+        cells = (" ".join(filter(None, (c.text, c.interval, c.change, c.change_interval))) for c in line.cells)
+        empty = ("" for _ in table.head[1:])
+        text.append(written(line.label, *cells) if line.cells else written(f"**{line.label}**", *empty))
+    return "\n".join(text)

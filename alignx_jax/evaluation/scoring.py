@@ -29,6 +29,7 @@ from alignx_jax.data import packing
 from alignx_jax.data.languages import normalize
 from alignx_jax.data.text_files import lines
 from alignx_jax.data.tokenizer import Tokenizer
+from alignx_jax.evaluation.scores import Sums
 from alignx_jax.exits import UserError
 from alignx_jax.models.attention import soft_cap
 from alignx_jax.models.decoder import Decoder
@@ -67,12 +68,25 @@ class Perplexity:
     @property
     def value(self) -> float:
         """exp of nats a token; comparable between models with the same tokenizer."""
-        return float(np.exp(self.nll.sum() / self.tokens.sum()))
+        return self.sums().value
 
     @property
     def bits_per_byte(self) -> float:
         """Comparable whatever the tokenizer, if it writes all of the text: an unknown token hides its bytes."""
-        return float(self.nll.sum() / np.log(2) / self.bytes.sum())
+        return self.bits_per_byte_sums().value
+
+    def sums(self) -> Sums:
+        """`value`, of any sentences."""
+        return _of_sums(self.nll, self.tokens, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
+
+    def bits_per_byte_sums(self) -> Sums:
+        """`bits_per_byte`, of any sentences."""
+        return _of_sums(self.nll, self.bytes, lambda sums: sums[..., 0] / np.log(2) / sums[..., 1])
+
+
+def _of_sums(nll_N: np.ndarray, count_N: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> Sums:
+    sums_NxS = np.stack([nll_N, count_N], axis=1).astype(np.float64)
+    return Sums(float(score(sums_NxS.sum(axis=0))), sums_NxS, score)
 
 
 _Text = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]

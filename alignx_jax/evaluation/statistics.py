@@ -15,6 +15,9 @@ import numpy as np
 
 _LEVEL = 0.95
 
+Triple = tuple[float, float, float]
+"""A value, and the ends of its 95 % interval."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -47,12 +50,12 @@ class Resampled:
         low, high = np.nanquantile(self.resampled_Bx___, [tail, 1 - tail], axis=0)
         return Interval(np.asarray(self.value, np.float64)[()], low, high)
 
-    def triple(self) -> list[float] | None:
-        """Value, low and high of a single number, as JSON has them; None where it is defined on no resample."""
+    def triple(self) -> Triple | None:
+        """Value, low and high of a single number; None where it is defined on no resample."""
         if np.all(np.isnan(self.resampled_Bx___)):
             return None
         interval = self.interval()
-        return [float(interval.value), float(interval.low), float(interval.high)]
+        return float(interval.value), float(interval.low), float(interval.high)
 
 
 def bootstrap_counts(n: int, resamples: int, seed: int) -> np.ndarray:
@@ -78,3 +81,13 @@ def average(scores: Iterable[Resampled]) -> Resampled:
         np.mean([score.value for score in scores], axis=0),
         np.mean([score.resampled_Bx___ for score in scores], axis=0),
     )
+
+
+def difference(now: Triple, before: Triple) -> Triple:
+    """now - before of independent samples, each with its interval; too wide for the same items.
+
+    The square-and-add rule of Newcombe (1998, Statistics in Medicine 17, 873-890, method 10).
+    """
+    (value, low, high), (value_0, low_0, high_0) = now, before
+    change = value - value_0
+    return change, change - np.hypot(value - low, high_0 - value_0), change + np.hypot(high - value, value_0 - low_0)

@@ -1,19 +1,16 @@
 """The tables of an evaluation: models side by side, each with its change against the baseline.
 
-One `Table` serves the page, the terminal and TensorBoard. `results` is the dictionary that `evaluation.json` holds.
+One `Table` serves the page, the terminal, TensorBoard and the model card.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from alignx_jax.data import languages
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import chance
+from alignx_jax.evaluation import doubts
 from alignx_jax.evaluation.cells import (
     BITS,
     INDEX,
@@ -23,262 +20,216 @@ from alignx_jax.evaluation.cells import (
     SHARE,
     SHARE_OF_ERRORS,
     SHARE_OF_NEITHER,
-    Number,
-    Row,
+    Cell,
     Style,
-    at_layer,
-    baseline,
     cell,
-    get,
-    row,
-    value_of,
 )
+from alignx_jax.evaluation.rows import ABOVE_FLOOR, FLOOR, OTHERS, SCORED, Model, Results, direction_name
 
-_TOKEN = "Perplexity of a token"
 _OF_TEXT = {
-    "Bits per byte": (BITS, "bits_per_byte", "perplexity", "bits_per_byte"),
-    _TOKEN: (PERPLEXITY, "perplexity", "perplexity", "value"),
-    "Choice of continuation": (SHARE, "continuation_choice", "continuation_choice"),
-    "Two-option items": (SHARE, "choices", "choices"),
+    "bits_per_byte": ("Bits per byte", BITS),
+    "perplexity": ("Perplexity of a token", PERPLEXITY),
+    "continuation_choice": ("Choice of continuation", SHARE),
+    "choices": ("Two-option items", SHARE),
 }
-"""What is measured of the text of a language: style, name of its change in `intervals`, path around the language."""
-_FLOOR = f"{chance.SCORED}_floor"
-_METRICS = {"COMET": INDEX, **dict.fromkeys(("off_target", "copy", "empty", "cut"), SHARE_OF_ERRORS)}
-_METRICS |= {"distinct": SHARE_OF_NEITHER, _FLOOR: LENGTH}
-"""Metrics of translation; the others, such as spBLEU with its tokenizers, are scores."""
-_METRIC_NAMES = {"off_target": "off-target", "copy": "copied", "cut": "cut off", "distinct": "distinct outputs"}
-_METRIC_NAMES |= {_FLOOR: f"{chance.SCORED} by chance"}
-_NO_METRICS = ("_interval", "_change", "_above_floor", "repeating")
-_DIRECTION = re.compile(r"([a-z]+(?:-[A-Z][a-z]+)?)-([a-z]+(?:-[A-Z][a-z]+)?)")
+"""What is measured of the text of a language."""
+_METRICS = {
+    "COMET": ("COMET", INDEX),
+    "off_target": ("off-target", SHARE_OF_ERRORS),
+    "copy": ("copied", SHARE_OF_ERRORS),
+    "empty": ("empty", SHARE_OF_ERRORS),
+    "cut": ("cut off", SHARE_OF_ERRORS),
+    "distinct": ("distinct outputs", SHARE_OF_NEITHER),
+    FLOOR: (f"{SCORED} by chance", LENGTH),
+}
+"""Metrics of translation; the others, such as spBLEU with its tokenizers, are scores by their own name."""
+_FIRST = (SCORED, FLOOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    label: str
+    cells: tuple[Cell, ...] = ()
+    """Empty: the label is a heading over the lines that follow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
     title: str
     head: tuple[str, ...]
-    rows: tuple[Row, ...]
+    lines: tuple[Line, ...]
 
 
-def _section(label: str, rows: Sequence[Row]) -> list[Row]:
-    return [Row(label), *rows] if rows else []
+def _table(results: Results, title: str, lines: Sequence[Line]) -> Table | None:
+    return Table(title, ("", *(model.name for model in results.models)), tuple(lines)) if lines else None
 
 
-def _table(results: dict, title: str, rows: Sequence[Row]) -> Table | None:
-    return Table(title, ("", *(model["name"] for model in results["models"])), tuple(rows)) if rows else None
+def _section(label: str, lines: Sequence[Line]) -> list[Line]:
+    return [Line(label), *lines] if lines else []
 
 
-def home_language(results: dict) -> str:
-    """`languages.home` of what any of the models was measured in."""
-    measured = {code for model in results["models"] for code in get(model, "perplexity") or ()}
-    return languages.home(measured, results["sentences"]["pivot"])
+def _line(results: Results, label: str, style: Style, measure: str, layer=None, **place) -> list[Line]:
+    """The line of one measure, none where no model has it; `layer` and `place` are those of `Results.find`."""
+    cells = []
+    for model in results.models:
+        change = results.base and results.find(model, measure, layer, **place, against=results.base)
+        cells.append(cell(results.find(model, measure, layer, **place), style, change))
+    return [Line(label, tuple(cells))] if any(c != Cell() for c in cells) else []
 
 
-def retrieval(model: dict, code: str = "mean") -> Number:
-    """At the aligned layer, mean of both directions, of a language or of all, with its interval."""
-    return get(model, "intervals", "retrieval", code)
+def home_language(results: Results) -> str:
+    """`languages.home` of what the models were measured in."""
+    return languages.home(results.values("language", "perplexity"), results.sentences.pivot)
 
 
-def mexa_sentences(results: dict) -> int:
+def mexa_sentences(results: Results) -> int:
     """How many sentences MEXA is taken over: it falls as they become more."""
-    return results["models"][0]["alignment"]["mexa_sentences"]
+    return next((n for n in results.values("n", "mexa")), 0)
 
 
-def overview(results: dict) -> Table:
+def overview(results: Results) -> Table:
     """What a reader compares first; also the table of the terminal."""
-    home, base = home_language(results), baseline(results)
+    home = home_language(results)
 
-    def interval_row(label, style, name, code="mean"):
-        return row(
-            results,
-            label,
-            style,
-            lambda m: get(m, "intervals", name, code),
-            lambda m: get(m, "intervals", f"{name}_change", code),
-        )
+    def aligned(label: str, style: Style, measure: str) -> list[Line]:
+        return _line(results, label, style, measure, "aligned")
 
-    def layer_row(label, style, value):
-        """What has no interval; `value` is of a model and a layer."""
-        return row(
-            results,
-            label,
-            style,
-            lambda m: value(m, m["align_layer"]),
-            lambda m: value(m, m["align_layer"]) - value(base, m["baseline_layer"]),
-        )
-
-    def lowest(m, layer):  # a minimum is biased downwards in resamples: it gets no interval
-        return min(at_layer(m, layer, "retrieval", code) for code in m["alignment"]["retrieval"])
-
-    rows = [
-        Row("Closer, at the aligned layer"),
-        *interval_row("Retrieval, mean", SHARE, "retrieval"),
-        *layer_row("Retrieval, lowest language", SHARE, lowest),
-        *interval_row(f"MEXA, {mexa_sentences(results)} sentences", SHARE, "mexa"),
-        *interval_row("xSIM error", SHARE_OF_ERRORS, "xsim"),
-        *interval_row("DALI", SHARE, "dali"),
-        *interval_row("DALI, strict", SHARE, "dali_strict"),
-        *layer_row("CKA, debiased", INDEX, lambda m, layer: at_layer(m, layer, "cka_debiased")),
-        Row("Languages told apart"),
-        *interval_row("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
-        *interval_row("Language probe, last layer", SHARE, "language_probe_last"),
-        *row(results, "Matching head, balanced", SHARE, lambda m: get(m, "alignment", "matching_head", "balanced")),
-        *_section(language_name(home), [r for title in _OF_TEXT for r in _text_row(results, title, title, home)]),
-        *_section(
-            "Other languages, mean",
-            [
-                r
-                for title, (style, name, *_) in _OF_TEXT.items()
-                if title != _TOKEN
-                for r in interval_row(title, style, name, "others")
-            ],
-        ),
+    lines = [
+        Line("Closer, at the aligned layer"),
+        *aligned("Retrieval, mean", SHARE, "retrieval"),
+        *aligned("Retrieval, lowest language", SHARE, "retrieval_lowest"),
+        *aligned(f"MEXA, {mexa_sentences(results)} sentences", SHARE, "mexa"),
+        *aligned("xSIM error", SHARE_OF_ERRORS, "xsim"),
+        *aligned("DALI", SHARE, "dali"),
+        *aligned("DALI, strict", SHARE, "dali_strict"),
+        *aligned("CKA, debiased", INDEX, "cka_debiased"),
+        Line("Languages told apart"),
+        *aligned("Language probe, aligned layer", SHARE_OF_NEITHER, "language_probe"),
+        *_line(results, "Language probe, last layer", SHARE, "language_probe", "last"),
+        *_line(results, "Matching head, balanced", SHARE, "matching_head_balanced"),
+        *_section(language_name(home), _text_lines(results, home)),
+        *_section("Other languages, mean", _text_lines(results, OTHERS)),
         *_section(
             "Translation",
-            [r for name in (chance.SCORED, _FLOOR, "distinct", "off_target") for r in _averages(results, name)],
+            [line for name in (*_FIRST, "distinct", "off_target") for line in _averages(results, name)],
         ),
-        *_section("Tasks", row(results, "Accuracy, mean", SHARE, lambda m: _mean(_accuracies(m)))),
+        *_section("Tasks", _line(results, "Accuracy, mean", SHARE, "tasks")),
     ]
-    return _table(results, "Models side by side", rows)
+    return _table(results, "Models side by side", lines)
 
 
-def _text_row(results: dict, label: str, title: str, code: str) -> list[Row]:
-    """A row of `_OF_TEXT` for one language."""
-    style, kind, *path = _OF_TEXT[title]
-    return row(
-        results,
-        label,
-        style,
-        lambda m: get(m, path[0], code, *path[1:]),
-        lambda m: get(m, "intervals", f"{kind}_change", code),
-    )
+def _text_lines(results: Results, code: str) -> list[Line]:
+    """Every measure of the text of a language."""
+    return [
+        line
+        for measure, (title, style) in _OF_TEXT.items()
+        for line in _line(results, title, style, measure, language=code)
+    ]
 
 
-def home(results: dict) -> Table | None:
+def home(results: Results) -> Table | None:
     """What a model may have forgotten: its first language."""
     code = home_language(results)
-    return _table(
-        results, language_name(code), [r for title in _OF_TEXT for r in _text_row(results, title, title, code)]
+    return _table(results, language_name(code), _text_lines(results, code))
+
+
+def by_language(results: Results) -> list[Table]:
+    """Each measure of text, a line for each language."""
+    found = [_languages(results, title, style, measure) for measure, (title, style) in _OF_TEXT.items()]
+    return [table for table in found if table]
+
+
+def tokenization(results: Results) -> list[Table]:
+    """Share of unknown tokens and tokens a sentence, a line for each language."""
+    plain = dataclasses.replace(results, baseline="")  # a tokenizer is no result of training: it has no changes
+    found = (
+        _languages(plain, "Unknown tokens", SHARE_OF_NEITHER, "unknown_rate"),
+        _languages(plain, "Tokens a sentence", LENGTH, "tokens_per_sentence"),
     )
+    return [table for table in found if table]
 
 
-def _mean(numbers: Iterable[Number]) -> float | None:
-    found = [value_of(number) for number in numbers if number is not None]
-    return float(np.mean(found)) if found else None
+def _languages(results: Results, title: str, style: Style, measure: str) -> Table | None:
+    codes = results.sentences.languages
+    lines = [line for c in codes for line in _line(results, language_name(c), style, measure, language=c)]
+    return _table(results, title, lines)
 
 
-def _accuracies(model: dict) -> list[float]:
-    """Of every task that is in no group, and of every group; of its members where it has none, each set once."""
-    scores, groups = get(model, "tasks") or {}, get(model, "task_groups") or {}
-    members = {name for of in groups.values() for name in of}
-
-    def of_task(task: str) -> list[float]:
-        own = [of[0] for name, of in scores.get(task, {}).items() if name.split(",")[0] == "acc"]
-        return own or [value for member in groups.get(task, ()) for value in of_task(member)]
-
-    return [value for task in dict.fromkeys([*scores, *groups]) if task not in members for value in of_task(task)]
-
-
-def direction_codes(direction: str) -> tuple[str, str]:
-    """`de` and `en` of `de-en`, `zh-Hant` and `x` of `zh-Hant-x`."""
-    return _DIRECTION.fullmatch(direction).groups()
-
-
-def direction_name(direction: str) -> str:
-    """`German to English` of `de-en`, `English to others` of an average's `en-x`."""
-    if direction == "x-y":
-        return "between others"
-    return " to ".join("others" if code == "x" else language_name(code) for code in direction_codes(direction))
-
-
-def _keys(results: dict, *path: str) -> list[str]:
-    """Keys that the models have at a path, each once."""
-    return list(dict.fromkeys(key for model in results["models"] for key in get(model, *path) or {}))
-
-
-def metrics(results: dict) -> list[str]:
+def metrics(results: Results) -> list[str]:
     """Metrics of translation, chrF++ and what chance has of it first."""
-    found = {
-        name: None
-        for key in _keys(results, "translation", "averages")
-        for name in _keys(results, "translation", "averages", key)
-    }
-    first = (chance.SCORED, _FLOOR)
-    return sorted((name for name in found if not name.endswith(_NO_METRICS)), key=lambda name: name not in first)
+    found = dict.fromkeys(row.measure for row in results.rows if row.direction and row.layer is None)
+    found.pop(ABOVE_FLOOR, None)
+    return sorted(found, key=lambda name: name not in _FIRST)
 
 
-def _scores(results: dict, part: str, key: str, metric: str, label: str) -> list[Row]:
-    """The row of one metric of an average or a direction."""
-
-    def number(m):
-        return get(m, "translation", part, key, f"{metric}_interval") or get(m, "translation", part, key, metric)
-
-    def change(m):
-        return get(m, "translation", part, key, f"{metric}_change")
-
-    style = _METRICS.get(metric, SCORE)
-    rows = row(results, label, style, number, change)
+def _score(results: Results, metric: str, direction: str, label: str) -> list[Line]:
+    """The line of one metric of a direction or an average."""
+    style = _METRICS.get(metric, (metric, SCORE))[1]
+    lines = _line(results, label, style, metric, direction=direction)
     if style.better < 1:
-        return rows
-    # A score, which may rise also where a model gives every sentence the same text.
-    scores = [get(model, "translation", part, key) or {} for model in results["models"]]
+        return lines
+    # A score may rise also where a model gives every sentence the same text.
     return [
-        Row(
-            label,
-            tuple(dataclasses.replace(c, mark=chance.mark(s, c.mark)) for c, s in zip(r.cells, scores, strict=True)),
+        Line(
+            line.label,
+            tuple(
+                dataclasses.replace(c, mark=doubts.mark(results, model, direction, c.mark))
+                for c, model in zip(line.cells, results.models, strict=True)
+            ),
         )
-        for r in rows
+        for line in lines
     ]
 
 
 def metric_name(metric: str) -> str:
-    return _METRIC_NAMES.get(metric, metric)
+    return _METRICS.get(metric, (metric,))[0]
 
 
-def _averages(results: dict, metric: str) -> list[Row]:
+def means(results: Results) -> list[str]:
+    """The directions that are means."""
+    directions = doubts.directions(results)
+    return [name for name in results.values("direction", "distinct") if name not in directions]
+
+
+def _averages(results: Results, metric: str) -> list[Line]:
     return [
-        r
-        for key in _keys(results, "translation", "averages")
-        for r in _scores(results, "averages", key, metric, f"{metric_name(metric)}, {direction_name(key)}")
+        line
+        for direction in means(results)
+        for line in _score(results, metric, direction, f"{metric_name(metric)}, {direction_name(direction)}")
     ]
 
 
-def translation_averages(results: dict) -> Table | None:
+def translation_averages(results: Results) -> Table | None:
     """Every metric, averaged over the directions out of, into and beside the pivot."""
-    rows = []
-    for key in _keys(results, "translation", "averages"):
-        heading = direction_name(key)
-        rows += _section(
+    lines = []
+    for direction in means(results):
+        heading = direction_name(direction)
+        lines += _section(
             heading[0].upper() + heading[1:],
-            [r for name in metrics(results) for r in _scores(results, "averages", key, name, metric_name(name))],
+            [line for name in metrics(results) for line in _score(results, name, direction, metric_name(name))],
         )
-    return _table(results, "Averages over directions", rows)
+    return _table(results, "Averages over directions", lines)
 
 
-def translation_directions(results: dict, metric: str) -> Table | None:
+def translation_directions(results: Results, metric: str) -> Table | None:
     """One metric in every direction."""
-    rows = [
-        r
-        for key in _keys(results, "translation", "directions")
-        for r in _scores(results, "directions", key, metric, direction_name(key))
+    lines = [
+        line
+        for direction in doubts.directions(results)
+        for line in _score(results, metric, direction, direction_name(direction))
     ]
-    return _table(results, metric_name(metric), rows)
+    return _table(results, metric_name(metric), lines)
 
 
-def tasks(results: dict) -> Table | None:
+def tasks(results: Results) -> Table | None:
     """Tasks of lm-evaluation-harness, with 95 % intervals of 1.96 standard errors."""
-    rows = []
-    for task in _keys(results, "tasks"):
-        for metric in _keys(results, "tasks", task):
-
-            def number(model, task=task, metric=metric):
-                value, error, _ = get(model, "tasks", task, metric) or (None, None, None)
-                return value if error is None else (value, value - 1.96 * error, value + 1.96 * error)
-
-            greatest = max(value_of(number(m)) for m in results["models"] if number(m) is not None)
-            known = (get(m, "tasks", task, metric) for m in results["models"])
-            style = _style(greatest, next(found[2] for found in known if found))
-            rows += row(results, f"{task}, {metric.split(',')[0]}", style, number)
-    return _table(results, "Tasks", rows)
+    lines = []
+    for measure, higher_is_better in results.tasks.items():
+        _, task, metric = measure.split("/", 2)
+        rows = [row for model in results.models if (row := results.find(model, measure))]
+        style = _style(max((row.value for row in rows), default=0.0), higher_is_better)
+        lines += _line(results, f"{task}, {metric.split(',')[0]}", style, measure)
+    return _table(results, "Tasks", lines)
 
 
 def _style(greatest: float, higher_is_better: bool | None) -> Style:
@@ -288,62 +239,35 @@ def _style(greatest: float, higher_is_better: bool | None) -> Style:
     return Style(100, 1, "%", better) if share else Style(1, 1 if greatest > 10 else 3, "", better)
 
 
-def by_language(results: dict) -> list[Table]:
-    """Each measure of text, a row for each language."""
-    codes = results["sentences"]["languages"]
-    found = (
-        _table(results, title, [r for code in codes for r in _text_row(results, language_name(code), title, code)])
-        for title in _OF_TEXT
-    )
-    return [table for table in found if table]
-
-
-def balance(results: dict) -> Table | None:
+def balance(results: Results) -> Table | None:
     """How the losses of each run stood to each other before its first step; shares also after its last."""
     neutral, share = Style(1, 3, "", 0), SHARE_OF_NEITHER
     names = {"next_token": "Next token", "contrastive": "Contrastive", "language_matching": "Language matching"}
 
-    def rows(label: str, style: Style, key: str, place: int = 0) -> list[Row]:
-        found = {m["name"]: get(m, "training", "balance") for m in results["models"]}
-        return row(results, label, style, lambda m: found[m["name"]][place].get(key) if found[m["name"]] else None)
+    def lines(label: str, style: Style, key: str, place: int = 0) -> list[Line]:
+        cells = tuple(_balance_cell(model, style, key, place) for model in results.models)
+        return [Line(label, cells)] if any(c != Cell() for c in cells) else []
 
-    return _table(
-        results,
-        "The losses before the first step",
-        [
-            line
-            for loss, title in names.items()
-            for line in _section(
-                title,
-                rows("Value", neutral, loss)
-                + rows("Value of chance", neutral, f"chance/{loss}")
-                + rows("Gradient norm", neutral, f"gradient/{loss}")
-                + rows("Share of the gradient", share, f"share/{loss}")
-                + rows("Share, last step", share, f"share/{loss}", -1),
-            )
-        ]
-        + _section(
-            "Cosines at the aligned layer, as the loss sees them",
-            rows("Translations", neutral, "cosine/translations")
-            + rows("Other sentences", neutral, "cosine/others")
-            + rows("Deviation of the others", neutral, "cosine/deviation"),
-        ),
-    )
-
-
-def tokenization(results: dict) -> list[Table]:
-    """Share of unknown tokens and tokens a sentence, a row for each language."""
-    return [
-        _table(
-            results,
+    found = []
+    for loss, title in names.items():
+        found += _section(
             title,
-            [
-                Row(language_name(code), tuple(cell(get(m, key, code), style) for m in results["models"]))
-                for code in results["sentences"]["languages"]
-            ],
+            lines("Value", neutral, loss)
+            + lines("Value of chance", neutral, f"chance/{loss}")
+            + lines("Gradient norm", neutral, f"gradient/{loss}")
+            + lines("Share of the gradient", share, f"share/{loss}")
+            + lines("Share, last step", share, f"share/{loss}", -1),
         )
-        for title, key, style in (
-            ("Unknown tokens", "unknown_rate", SHARE_OF_NEITHER),
-            ("Tokens a sentence", "tokens_per_sentence", LENGTH),
-        )
-    ]
+    found += _section(
+        "Cosines at the aligned layer, as the loss sees them",
+        lines("Translations", neutral, "cosine/translations")
+        + lines("Other sentences", neutral, "cosine/others")
+        + lines("Deviation of the others", neutral, "cosine/deviation"),
+    )
+    return _table(results, "The losses before the first step", found)
+
+
+def _balance_cell(model: Model, style: Style, key: str, place: int) -> Cell:
+    balances = model.training.balance if model.training else []
+    value = balances[place].get(key) if balances else None
+    return Cell(style.text(value)) if isinstance(value, float | int) else Cell()

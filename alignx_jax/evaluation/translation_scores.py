@@ -1,8 +1,6 @@
 """Scores of translations: BLEU, spBLEU and chrF++ by sacrebleu, COMET, off-target and copied outputs; with intervals.
 
 Every score of a direction is a function of sums over its sentences, so that it can be computed on any resample.
-
-Shapes: N sentences, B resamples, S sums.
 """
 
 from __future__ import annotations
@@ -15,9 +13,8 @@ import math
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sacrebleu
@@ -26,7 +23,9 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from alignx_jax.config import TranslationConfig
 from alignx_jax.data.identify import LEAST, is_improbable, label_of
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import chance, statistics
+from alignx_jax.evaluation import chance
+from alignx_jax.evaluation.rows import ABOVE_FLOOR, FLOOR, SCORED, Sample, averages
+from alignx_jax.evaluation.scores import Place, Score, Sums, mean, of_sums
 from alignx_jax.evaluation.translation import COMET, Direction
 
 _SPBLEU = ("flores101", "flores200")
@@ -78,32 +77,18 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """One metric of one direction."""
-
-    value: float
-    sums_NxS: np.ndarray
-    """What each sentence adds to the sums."""
-    score: Callable[[np.ndarray], np.ndarray]
-
-    def resampled(self, counts_BxN: np.ndarray) -> np.ndarray:
-        """[B] the metric on each resample, which has sentence n counts[b,n] times."""
-        return self.score(counts_BxN @ self.sums_NxS)
-
-
-@dataclasses.dataclass(frozen=True)
 class Result:
     """Scores of one model: BLEU, spBLEU and chrF++ in %, rates as shares of 1, COMET as its model gives it."""
 
     pivot: str
-    measures: dict[Direction, dict[str, Measure]]
+    measures: dict[Direction, dict[str, Sums]]
     """By direction and metric. What could not be measured is not there, and `notes` say why."""
     signatures: dict[str, str]
     """Of each metric, what it takes to get the same value again."""
     notes: list[str]
     outputs: dict[Direction, list[str]]
     sentences: dict[str, list[str]]
-    floors: dict[Direction, Measure] = dataclasses.field(default_factory=dict)
+    floors: dict[Direction, Sums] = dataclasses.field(default_factory=dict)
     """chrF++ of the same outputs with references shuffled among the sentences; none of a sentence alone."""
 
 
@@ -130,7 +115,7 @@ def score(
     for target in targets:
         metric, name = _bleu_into(target, result.notes)
         _add(result, "BLEU", metric, [pair for pair in outputs if pair[1] == target], name)
-    _add(result, chance.SCORED, sacrebleu.CHRF(word_order=2), list(outputs), chance.SCORED)
+    _add(result, SCORED, sacrebleu.CHRF(word_order=2), list(outputs), SCORED)
     _add_floors(result, sacrebleu.CHRF(word_order=2))
     for tokenizer in _SPBLEU:
         metric, name = _load(tokenizer), f"spBLEU ({tokenizer})"
@@ -167,10 +152,10 @@ def _add_floors(result: Result, metric: sacrebleu.CHRF) -> None:
             result.floors[pair] = _measure(metric, lines, others)
 
 
-def _measure(metric: sacrebleu.BLEU | sacrebleu.CHRF, outputs: Sequence[str], references: Sequence[str]) -> Measure:
+def _measure(metric: sacrebleu.BLEU | sacrebleu.CHRF, outputs: Sequence[str], references: Sequence[str]) -> Sums:
     sums = metric._extract_corpus_statistics(outputs, [references])
     formula = chrf if isinstance(metric, sacrebleu.CHRF) else bleu
-    return Measure(metric._aggregate_and_compute(sums).score, np.array(sums, np.float64), formula)
+    return Sums(metric._aggregate_and_compute(sums).score, np.array(sums, np.float64), formula)
 
 
 def _bleu_into(target: str, notes: list[str]) -> tuple[sacrebleu.BLEU, str]:
@@ -228,7 +213,7 @@ def _add_comet(result: Result, checkpoint: str) -> None:
     scores = iter([segment["COMET"] for segment in segments])
     for pair, lines in result.outputs.items():
         sums_NxS = np.array([[next(scores), 1] for _ in lines], np.float64)
-        result.measures[pair]["COMET"] = Measure(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
+        result.measures[pair]["COMET"] = Sums(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
     result.signatures["COMET"] = checkpoint
 
 
@@ -245,7 +230,7 @@ def _add_rates(result: Result, cut: Mapping[Direction, Sequence[bool]]) -> None:
             rates = {"off_target": (off_N, text_N)} | rates
         for name, (hits_N, of_N) in rates.items():
             sums_NxS = np.stack([hits_N, of_N], axis=1).astype(np.float64)
-            result.measures[source, target][name] = Measure(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
+            result.measures[source, target][name] = Sums(float(ratio(sums_NxS.sum(axis=0))), sums_NxS, ratio)
 
 
 def _notes_on_identifier(references: Mapping[str, Sequence[str]]) -> list[str]:
@@ -262,69 +247,57 @@ def _notes_on_identifier(references: Mapping[str, Sequence[str]]) -> list[str]:
     return notes
 
 
-def record(result: Result, base: Result, counts: Callable[[int], np.ndarray]) -> dict[str, Any]:
-    """The part `translation` of a model's record in evaluation.json.
+def scores(result: Result) -> dict[Place, Score]:
+    """Each metric of a direction, and its mean over the directions out of the pivot (`en-x`), into it (`x-en`) and
+    beside it (`x-y`).
 
-    Each metric of a direction, and its mean over the directions out of the pivot (`en-x`), into it (`x-en`) and
-    beside it (`x-y`), with its interval and that of the change from `base`; sentence numbers are resampled, the same
-    in all directions and models. Of chrF++ also the floor, and by how much it is above that; besides, the share of
-    distinct outputs, and how many of the directions repeat themselves, and of how many.
-
-    Args:
-      base: scores of the first model, in the same directions; `result` itself for that one.
-      counts: `statistics.bootstrap_counts` of a number of sentences.
+    Of chrF++ also what chance has of it (`chrF++_floor`), and how much more there is (`chrF++_above_floor`); besides,
+    the share of distinct outputs. A mean is over the directions that have the metric, and compares with means over the
+    same ones.
     """
-    directions, pivot = list(result.outputs), result.pivot
-    counts_BxN = counts(len(result.outputs[directions[0]])).astype(np.float64)
-
-    def summary(pairs: Sequence[Direction]) -> dict[str, Any]:
-        found = {}
-        for name in dict.fromkeys(name for pair in pairs for name in result.measures[pair]):
-            measured, before = ([pair for pair in pairs if name in r.measures[pair]] for r in (result, base))
-            score = _mean([result.measures[pair][name] for pair in measured], counts_BxN)
-            found[name], found[f"{name}_interval"] = float(score.value), score.triple()
-            change = None
-            if result is not base and measured == before:
-                change = (score - _mean([base.measures[pair][name] for pair in measured], counts_BxN)).triple()
-            found[f"{name}_change"] = change
-            if name == chance.SCORED and result.floors:
-                floor = _mean([result.floors[pair] for pair in measured], counts_BxN)
-                found[f"{name}_floor"], found[f"{name}_above_floor"] = float(floor.value), (score - floor).triple()
-        shares = [chance.distinct(result.outputs[pair]) for pair in pairs]
-        repeating = sum(map(chance.is_repeating, shares))
-        return found | {"distinct": float(np.mean(shares)), "repeating": [repeating, len(pairs)]}
-
-    averages = {
-        f"{pivot}-x": [pair for pair in directions if pair[0] == pivot],
-        f"x-{pivot}": [pair for pair in directions if pair[1] == pivot],
-        "x-y": [pair for pair in directions if pivot not in pair],
-    }
-    return {
-        "directions": {"-".join(pair): summary([pair]) for pair in directions},
-        "averages": {name: summary(pairs) for name, pairs in averages.items() if pairs},
-        "signatures": result.signatures,
-        "notes": result.notes,
-        "samples": _samples(result),
-    }
+    found: dict[Place, Score] = {}
+    for pair, measures in result.measures.items():
+        name = "-".join(pair)
+        found |= {Place(metric, direction=name): of_sums(sums) for metric, sums in measures.items()}
+        if floor := result.floors.get(pair):
+            above = _difference(measures[SCORED], floor)
+            found[Place(FLOOR, direction=name)] = of_sums(floor)
+            found[Place(ABOVE_FLOOR, direction=name)] = of_sums(above)
+        lines = result.outputs[pair]
+        found[Place("distinct", direction=name)] = Score(chance.distinct(lines), len(lines))
+    metrics = dict.fromkeys(place.measure for place in found)
+    for average, pairs in averages(result.outputs, result.pivot).items():
+        for metric in metrics:
+            of = {pair: found.get(Place(metric, direction="-".join(pair))) for pair in pairs}
+            of = {pair: score for pair, score in of.items() if score}
+            if of:
+                found[Place(metric, direction=average)] = mean(of.values(), unit=tuple(of))
+    return found
 
 
-def _mean(measures: Sequence[Measure], counts_BxN: np.ndarray) -> statistics.Resampled:
-    """A metric, averaged over directions."""
-    return statistics.average(statistics.Resampled(m.value, m.resampled(counts_BxN)) for m in measures)
+def _difference(score: Sums, floor: Sums) -> Sums:
+    """Of two scores with as many sums over the same sentences."""
+    sums_NxS, width = np.concatenate([score.sums_NxS, floor.sums_NxS], axis=1), score.sums_NxS.shape[1]
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return score.score(sums[..., :width]) - floor.score(sums[..., width:])
+
+    return Sums(score.value - floor.value, sums_NxS, difference)
 
 
-def _samples(result: Result) -> list[dict[str, str]]:
-    """Some outputs: the first sentences, of directions spread over all."""
-    directions = list(result.outputs)
+def samples(results: Mapping[str, Result]) -> list[Sample]:
+    """Some outputs of every model, by its name: the first sentences, of directions spread over all."""
+    first = next(iter(results.values()))
+    directions = list(first.outputs)
     shown = directions[:: math.ceil(len(directions) / _SAMPLES)]
     each = _SAMPLES // len(shown)
     return [
-        {
-            "direction": f"{source}-{target}",
-            "source": result.sentences[source][n],
-            "reference": result.sentences[target][n],
-            "output": output,
-        }
+        Sample(
+            f"{source}-{target}",
+            first.sentences[source][n],
+            first.sentences[target][n],
+            {name: result.outputs[source, target][n] for name, result in results.items()},
+        )
         for source, target in shown
-        for n, output in enumerate(result.outputs[source, target][:each])
+        for n in range(len(first.outputs[source, target][:each]))
     ]

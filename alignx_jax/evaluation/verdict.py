@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import cells, chance, tables
-from alignx_jax.evaluation.cells import BITS, SCORE, SHARE, Number, Style, get, value_of
+from alignx_jax.evaluation import cells, doubts, tables
+from alignx_jax.evaluation.cells import BITS, SCORE, SHARE, Style
+from alignx_jax.evaluation.rows import SCORED, Model, Results, Row, direction_name
 
 UNDECIDED = "no difference that this test can tell"
 _UNWRITTEN = 0.01  # share of unknown tokens from which a language is warned of
@@ -53,128 +54,119 @@ class _Question:
     """Begins the sentence about it."""
     style: Style
     unit: str
-    number: Number
-    before: Number
-    change: Number
-    scores: dict | None = None
-    """Of a score of translation, all that evaluation.json has of it."""
-
-    def mark(self) -> str:
-        found = cells.mark(self.change, self.style) if self.change else ""
-        return found if self.scores is None else chance.mark(self.scores, found)
-
-    def besides(self) -> str:
-        """A sentence more, with a space before it."""
-        text = chance.sentence(self.scores) if self.scores else ""
-        return f" {text}" if text else ""
+    now: Row
+    before: Row | None = None
+    """The baseline's."""
+    change: Row | None = None
+    direction: str = ""
+    """Of a score of translation."""
 
 
-def verdicts(results: dict) -> list[Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """One for every model that is compared with the baseline, and for every one that has a control, against that; of
     a single model, what it measures."""
-    base = cells.baseline(results)
-    if base is None:
-        return [_alone(results, results["models"][0])]
-    return [_compared(results, base, model) for model in results["models"] if model is not base] + of_losses(results)
+    if results.base is None:
+        return [_alone(results, results.models[0])]
+    return [_compared(results, results.base, model) for model in results.compared()] + of_losses(results)
 
 
-def of_losses(results: dict) -> list[Verdict]:
+def of_losses(results: Results) -> list[Verdict]:
     """One for every model that has a control, from which only the pair losses tell it apart."""
     found = []
-    for pair in cells.against_controls(results):
-        control, model = pair["models"]
+    for names in results.controls:
+        pair = results.against_control(names)
+        control, model = pair.models
         one = _compared(pair, control, model)
-        text = f"What the pair losses did, apart from what training on the data did ({control['name']}): {one.text}"
+        text = f"What the pair losses did, apart from what training on the data did ({control.name}): {one.text}"
         found.append(dataclasses.replace(one, text=text))
     return found
 
 
-def change_sentence(subject: str, style: Style, before: Number, after: Number, change: Number, unit: str = "") -> str:
+def change_sentence(subject: str, style: Style, before: Row, now: Row, change: Row, unit: str = "") -> str:
     """`Retrieval rose from 0.7% to 3.7% (+3.0 points, 95% interval 2.4 to 3.6).`, or what can be said instead.
 
     Args:
-      change: (value, low, high) of a paired comparison, or the plain difference where none was made.
       unit: what the change is counted in.
     """
-    ends = f"from {style.text(value_of(before))} to {style.text(value_of(after))}"
-    value = value_of(change)
-    amount = f"{style.signed(value)} {unit}".strip()
-    if change is value:
+    ends = f"from {style.text(before.value)} to {style.text(now.value)}"
+    amount = f"{style.signed(change.value)} {unit}".strip()
+    if change.interval is None:
         return f"{subject} went {ends} ({amount}; no interval was computed)."
-    low, high = (f"{style.scale * end:.{style.digits}f}" for end in change[1:])
+    low, high = (f"{style.scale * end:.{style.digits}f}" for end in change.interval)
     test = f"({amount}, 95% interval {low} to {high})"
-    if change[1] <= 0 <= change[2]:
+    if change.low <= 0 <= change.high:
         return f"{subject} went {ends} {test}: {UNDECIDED}."
-    return f"{subject} {'rose' if value > 0 else 'fell'} {ends} {test}."
+    return f"{subject} {'rose' if change.value > 0 else 'fell'} {ends} {test}."
 
 
-def warnings(results: dict) -> list[str]:
+def warnings(results: Results) -> list[str]:
     """What a reader has to know before the numbers: languages that a tokenizer cannot write, vectors that may have
     become one, layers that differ."""
     return [*_unwritten(results), *_repeating(results), *_collapsed(results), *_other_layers(results)]
 
 
-def _repeating(results: dict) -> list[str]:
+def _repeating(results: Results) -> list[str]:
     """Models that translate many sentences alike."""
     found = []
-    for model in results["models"]:
-        if shares := chance.repeating(model):
+    for model in results.models:
+        if shares := doubts.repeating(results, model):
             fewest = min(shares, key=shares.get)
             found.append(
-                f"{model['name']} gives most sentences a text that another one gets, too, in {len(shares)} of "
-                f"{len(model['translation']['directions'])} directions (fewest distinct outputs: "
-                f"{tables.direction_name(fewest)}, {SHARE.text(shares[fewest])}): its scores there are no translation."
+                f"{model.name} gives most sentences a text that another one gets, too, in {len(shares)} of "
+                f"{len(doubts.directions(results))} directions (fewest distinct outputs: {direction_name(fewest)}, "
+                f"{SHARE.text(shares[fewest])}): its scores there are no translation."
             )
     return found
 
 
-def _collapsed(results: dict) -> list[str]:
+def _collapsed(results: Results) -> list[str]:
     """Models whose sentences are hardly apart at the aligned layer: retrieval can rise while they become one."""
-    base, found = cells.baseline(results), []
-    for model in results["models"]:
-        layer, signs = model["align_layer"], []
-        cosine = cells.at_layer(model, layer, "random_cosine")
+    base, found = results.base, []
+    for model in results.models:
+        signs = []
+        cosine = results.find(model, "random_cosine", "aligned")
         compared = base is not None and model is not base
-        if cosine >= _COLLAPSED_COSINE:
-            before = cells.at_layer(base, model["baseline_layer"], "random_cosine") if compared else None
-            of_base = f" ({base['name']}: {before:.3f})" if compared else ""
-            signs.append(f"the mean cosine of different sentences is {cosine:.3f}{of_base}")
-        if compared and model["layers"] == base["layers"]:
-            now, before = (cells.at_layer(m, layer, "total_variance") for m in (model, base))
-            if now < _COLLAPSED_VARIANCE * before:
-                signs.append(f"the total variance is {SHARE.text(now / before)} of that of {base['name']}")
+        if cosine and cosine.value >= _COLLAPSED_COSINE:
+            before = results.find(base, "random_cosine", model.layer_of(base)) if compared else None
+            of_base = f" ({base.name}: {before.value:.3f})" if before else ""
+            signs.append(f"the mean cosine of different sentences is {cosine.value:.3f}{of_base}")
+        if compared and model.layers == base.layers:
+            now, before = (results.find(m, "total_variance", model.align_layer) for m in (model, base))
+            if now and before and now.value < _COLLAPSED_VARIANCE * before.value:
+                signs.append(f"the total variance is {SHARE.text(now.value / before.value)} of that of {base.name}")
         if signs:
             found.append(
-                f"{model['name']} may have collapsed at its aligned layer {layer}: {', and '.join(signs)}. "
+                f"{model.name} may have collapsed at its aligned layer {model.align_layer}: {', and '.join(signs)}. "
                 "Retrieval can rise all the same."
             )
     return found
 
 
-def _other_layers(results: dict) -> list[str]:
+def _other_layers(results: Results) -> list[str]:
     """Models whose change is not the difference of the two values that are shown, or not of equal layers."""
-    base, found = cells.baseline(results), []
-    for model in results["models"] if base else ():
-        name, layer, before = model["name"], model["align_layer"], model["baseline_layer"]
-        if model["layers"] != base["layers"]:
+    base, found = results.base, []
+    for model in results.compared():
+        name, layer, before = model.name, model.align_layer, model.layer_of(base)
+        if model.layers != base.layers:
             found.append(
-                f"{name} has {model['layers']} layers and {base['name']} {base['layers']}: what is measured at the "
+                f"{name} has {model.layers} layers and {base.name} {base.layers}: what is measured at the "
                 f"aligned layer is of layer {layer} in the one and of layer {before} in the other."
             )
-        elif before != base["align_layer"]:
+        elif before != base.align_layer:
             found.append(
-                f"{name} is measured at its aligned layer {layer}, {base['name']} at layer {base['align_layer']}; the "
-                f"changes of {name} are from layer {before} of {base['name']}."
+                f"{name} is measured at its aligned layer {layer}, {base.name} at layer {base.align_layer}; the "
+                f"changes of {name} are from layer {before} of {base.name}."
             )
     return found
 
 
-def _unwritten(results: dict) -> list[str]:
+def _unwritten(results: Results) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
-    for model in results["models"]:
-        for code, rate in model["unknown_rate"].items():
-            if rate >= _UNWRITTEN:
-                found.setdefault((code, SHARE.text(rate)), []).append(model["name"])
+    for model in results.models:
+        for code in results.sentences.languages:
+            row = results.find(model, "unknown_rate", language=code)
+            if row and row.value >= _UNWRITTEN:
+                found.setdefault((code, SHARE.text(row.value)), []).append(model.name)
     return [
         f"{rate} of the tokens of {language_name(code)} are unknown to the tokenizer of {', '.join(models)}: "
         "numbers of this language say little."
@@ -182,91 +174,102 @@ def _unwritten(results: dict) -> list[str]:
     ]
 
 
-def _questions(results: dict, model: dict, base: dict | None) -> list[_Question]:
+def _questions(results: Results, model: Model, base: Model | None) -> list[_Question]:
     """What is asked of every model, where it was measured; `before` and `change` are of the baseline."""
-    home, pivot = tables.home_language(results), results["sentences"]["pivot"]
+    home, pivot = tables.home_language(results), results.sentences.pivot
     name = language_name(home)
-    others = len(model["alignment"]["retrieval"])
-    perplexity = [get(m, "perplexity", home, "value") for m in (base, model) if m is not None]
-    written = " to ".join(f"{value:,.1f}" for value in perplexity if value is not None)
-    found = [
-        _Question(
+    others = len(results.values("language", "retrieval"))
+    perplexities = [results.find(m, "perplexity", language=home) for m in (base, model) if m]
+    written = " to ".join(f"{row.value:,.1f}" for row in perplexities if row)
+    asked = [
+        (
             "Languages closer?",
             "retrieval, points" if base else "retrieval",
             f"Retrieval between {language_name(pivot)} and {others} other {'language' if others == 1 else 'languages'} "
-            f"at the aligned layer ({model['align_layer']} of {model['layers']})",
+            f"at the aligned layer ({model.align_layer} of {model.layers})",
             SHARE,
             "points",
-            tables.retrieval(model),
-            base and cells.at_layer(base, model["baseline_layer"], "retrieval"),
-            get(model, "intervals", "retrieval_change", "mean"),
+            {"measure": "retrieval", "layer": model.align_layer},
         ),
-        _Question(
+        (
             f"{name} kept?",
             "bits per byte",
             f"{name} text in bits per byte (less is better; perplexity {written})",
             BITS,
             "",
-            get(model, "perplexity", home, "bits_per_byte"),
-            get(base, "perplexity", home, "bits_per_byte"),
-            get(model, "intervals", "bits_per_byte_change", home),
+            {"measure": "bits_per_byte", "language": home},
         ),
     ]
-    for key, scores in (get(model, "translation", "averages") or {}).items():
-        direction = tables.direction_name(key)
-        found.append(
-            _Question(
+    for direction in tables.means(results):
+        way = direction_name(direction)
+        asked.append(
+            (
                 "Translates better?",
-                f"chrF++, {direction}",
-                f"chrF++ of translation ({direction})",
+                f"{SCORED}, {way}",
+                f"{SCORED} of translation ({way})",
                 SCORE,
                 "",
-                scores["chrF++"],
-                get(base, "translation", "averages", key, "chrF++"),
-                scores.get("chrF++_change"),
-                scores,
+                {"measure": SCORED, "direction": direction},
             )
         )
-    return [q for q in found if q.number is not None and (base is None or q.before is not None)]
+    found = []
+    for *words, place in asked:
+        now, before, change = results.find(model, **place), None, None
+        if base:
+            layer = {"layer": model.layer_of(base)} if "layer" in place else {}
+            before = results.find(base, **(place | layer))
+            change = results.find(model, **place, against=base)
+        if now and (base is None or (before and change)):
+            found.append(_Question(*words, now, before, change, place.get("direction", "")))
+    return found
 
 
-def _compared(results: dict, base: dict, model: dict) -> Verdict:
+def _besides(results: Results, model: Model, question: _Question) -> str:
+    """A sentence more, with a space before it."""
+    text = doubts.sentence(results, model, question.direction) if question.direction else ""
+    return f" {text}" if text else ""
+
+
+def _compared(results: Results, base: Model, model: Model) -> Verdict:
     answers, sentences = [], []
     for q in _questions(results, model, base):
-        change = q.change or value_of(q.number) - value_of(q.before)
-        signed, interval = q.style.signed(value_of(change)), q.style.interval(change)
-        answers.append(Answer(q.question, q.measure, signed, interval, q.mark()))
-        sentences.append(change_sentence(q.subject, q.style, q.before, q.number, change, q.unit) + q.besides())
-    sentences.insert(1, _told_apart(base, model))
-    return Verdict(model["name"], base["name"], tuple(answers), " ".join(sentences))
+        mark = cells.mark(q.change, q.style)
+        if q.direction:
+            mark = doubts.mark(results, model, q.direction, mark)
+        signed, interval = q.style.signed(q.change.value), q.style.interval(q.change)
+        answers.append(Answer(q.question, q.measure, signed, interval, mark))
+        text = change_sentence(q.subject, q.style, q.before, q.now, q.change, q.unit)
+        sentences.append(text + _besides(results, model, q))
+    sentences[1:1] = _told_apart(results, base, model)
+    return Verdict(model.name, base.name, tuple(answers), " ".join(sentences))
 
 
-def _told_apart(base: dict, model: dict) -> str:
+def _told_apart(results: Results, base: Model, model: Model) -> list[str]:
     """Whether languages diverge at the last layer: by the probe, or where that is at its ceiling by what varies."""
-    last, before = (m["alignment"]["language_probe"][-1] for m in (model, base))
+    last, before = (results.find(m, "language_probe", "last") for m in (model, base))
+    share, old = (results.find(m, "language_variance", "last") for m in (model, base))
+    if not (last and before and share and old):
+        return []
     text = (
-        f"A linear probe tells the languages apart at the last layer for {SHARE.text(last)} of sentences "
-        f"({base['name']}: {SHARE.text(before)})"
+        f"A linear probe tells the languages apart at the last layer for {SHARE.text(last.value)} of sentences "
+        f"({base.name}: {SHARE.text(before.value)})"
     )
-    if min(last, before) < _SATURATED:
-        return f"{text}."
-    share, old = (SHARE.text(m["alignment"]["language_variance"][-1]) for m in (model, base))
-    return (
-        f"{text}: it is saturated and tells nothing of their difference; of the variance of all vectors there, {share} "
-        f"lies between languages ({base['name']}: {old})."
-    )
+    if min(last.value, before.value) < _SATURATED:
+        return [f"{text}."]
+    return [
+        f"{text}: it is saturated and tells nothing of their difference; of the variance of all vectors there, "
+        f"{SHARE.text(share.value)} lies between languages ({base.name}: {SHARE.text(old.value)})."
+    ]
 
 
-def _alone(results: dict, model: dict) -> Verdict:
+def _alone(results: Results, model: Model) -> Verdict:
     questions = _questions(results, model, None)
-    answers = (
-        Answer("", q.measure, q.style.text(value_of(q.number)), q.style.interval(q.number), "") for q in questions
-    )
+    answers = (Answer("", q.measure, q.style.text(q.now.value), q.style.interval(q.now), "") for q in questions)
     facts = [
-        f"{q.subject}: {q.style.text(value_of(q.number))}{f' {end}' if (end := q.style.interval(q.number)) else ''}."
-        + q.besides()
+        f"{q.subject}: {' '.join(filter(None, (q.style.text(q.now.value), q.style.interval(q.now))))}."
+        + _besides(results, model, q)
         for q in questions
     ]
-    chance = SHARE.text(1 / results["sentences"]["count"])
-    text = f"One model, so there is no before and after. {' '.join(facts)} Chance for retrieval is {chance}."
-    return Verdict(model["name"], "", tuple(answers), text)
+    share = SHARE.text(1 / results.sentences.count)
+    text = f"One model, so there is no before and after. {' '.join(facts)} Chance for retrieval is {share}."
+    return Verdict(model.name, "", tuple(answers), text)

@@ -187,10 +187,9 @@ def _measured(source: loading.Source) -> list[dict[str, Any]]:
     """The run's evaluations that measured this checkpoint of this stage, beside the model that they compare it with."""
     found = []
     for name, results in folders.of_run(source.run.parent).items():
-        model = next((model for model in results["models"] if model["weights"] == source.weights), None)
+        model = next((model for model in results.models if model.weights == source.weights), None)
         if model:
-            before = [one for one in results["models"] if one["name"] == results["baseline"] and one is not model]
-            shown = results | {"models": [*before, model]}
-            table = {"table": tables.overview(shown), "align_layer": model["align_layer"]}
-            found.append(shown | table | {"name": name})
+            before = [one for one in results.models if one.name == results.baseline and one is not model]
+            shown = dataclasses.replace(results, models=[*before, model])
+            found.append({"name": name, "table": tables.overview(shown), "model": model, "results": results})
     return found

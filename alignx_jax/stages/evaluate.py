@@ -63,8 +63,7 @@ def evaluate(session: Session, models: list[str]) -> None:
 
     with locks.hold(folder, "--evaluation.name"):
         with session.bars("measuring the models") as advance:
-            results = evaluation.evaluate(config, material, subjects, session.mesh, advance)
-        results["command"] = session.command
+            results = evaluation.evaluate(config, material, subjects, session.mesh, advance, session.command)
         session.console.doing("writing the report")
         hosts.first("results", write)
 

@@ -39,6 +39,7 @@ from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfi
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, statistics, translation, translation_scores
+from alignx_jax.evaluation.scores import Place
 from alignx_jax.runs import loading
 from alignx_jax.training import begin, build, metrics, stopping
 from benchmarks import record
@@ -125,13 +126,13 @@ def measure(path: pathlib.Path, options: Options, mesh: Mesh) -> dict[str, Any]:
     flores = pipeline.multiway(str(options.data / "eval/flores200/devtest.jsonl.gz"), CODES)
     some = {code: lines[: options.sentences] for code, lines in flores.items()}
     vectors = alignment.sentence_vectors(decoder, encoder, some, mesh, **LENGTHS)
-    curves = layers.measure(vectors, list(some), "en", align_layer=options.layer, seed=0, mesh=mesh).record
+    curves = layers.measure(vectors, list(some), "en", seed=0, mesh=mesh)
     found = {
-        "retrieval": both_ways(curves["retrieval"]),
+        "retrieval": percent(curves),
         "dev retrieval": dev_retrieval(decoder, encoder, options, mesh),
-        "meaning": curves["meaning_variance"],
-        "language": curves["language_variance"],
-        "probe": curves["language_probe"],
+        "meaning": curves[Place("meaning_variance")].value_L.tolist(),
+        "language": curves[Place("language_variance")].value_L.tolist(),
+        "probe": curves[Place("language_probe")].value_L.tolist(),
     }
     if options.translated:
         directions = [pair for code in options.translated for pair in (("en", code), (code, "en"))]
@@ -155,9 +156,10 @@ def measure(path: pathlib.Path, options: Options, mesh: Mesh) -> dict[str, Any]:
     return found | {"seconds": time.monotonic() - began}
 
 
-def both_ways(retrieval: Mapping[str, Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Percent by language and layer, mean of to and from English."""
-    return {code: (50 * np.add(of["to_pivot"], of["from_pivot"])).round(2).tolist() for code, of in retrieval.items()}
+def percent(curves: layers.Curves) -> dict[str, list[float]]:
+    """Retrieval by language and layer, mean of to and from English."""
+    found = layers.by_language(curves, "retrieval")
+    return {code: np.multiply(100, curve).round(2).tolist() for code, curve in found.items()}
 
 
 def dev_retrieval(decoder, encoder, options: Options, mesh: Mesh) -> dict[str, list[float]]:
@@ -167,7 +169,7 @@ def dev_retrieval(decoder, encoder, options: Options, mesh: Mesh) -> dict[str, l
         pairs = [(r["src"], r["tgt"]) for r in records(options, f"{code}-en.dev")][:100]
         vectors = alignment.text_vectors(decoder, encoder, [text for pair in pairs for text in pair], mesh, **LENGTHS)
         sides[code] = vectors[:, ::2], vectors[:, 1::2]
-    return both_ways(layers.both_directions(sides))
+    return percent(layers.both_directions("retrieval", sides, "en"))
 
 
 def test_sentences(options: Options) -> dict[str, list[str]]:

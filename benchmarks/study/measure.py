@@ -20,7 +20,7 @@ import gzip
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from alignx_jax import sharding
 from alignx_jax.config import TranslationConfig
 from alignx_jax.data import pipeline, prompts, tokenizer
 from alignx_jax.evaluation import alignment, layers, scoring, translation, translation_scores
+from alignx_jax.evaluation.scores import Place
 from alignx_jax.runs import loading
 from benchmarks.study import arms
 from benchmarks.study.base import DATA
@@ -124,13 +125,11 @@ def alignment_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, sentences in tests.multiway.items():
         vectors = alignment.sentence_vectors(decoder, encoder, sentences, mesh, **ENCODED)
-        record = layers.measure(vectors, list(sentences), "en", align_layer=0, seed=0, mesh=mesh).record
-        curves = "language_probe", "language_variance", "meaning_variance", "total_variance", "random_cosine"
-        found[name] = {
-            "retrieval": _both_ways(record["retrieval"]),
-            "mexa": record["mexa"]["weighted"],
-            "cka_debiased": record["cka_debiased"],
-        } | {curve: record[curve] for curve in curves}
+        curves = layers.measure(vectors, list(sentences), "en", seed=0, mesh=mesh)
+        found[name] = {of: layers.by_language(curves, of) for of in ("retrieval", "mexa", "cka_debiased")} | {
+            of: curves[Place(of)].value_L.tolist()
+            for of in ("language_probe", "language_variance", "meaning_variance", "total_variance", "random_cosine")
+        }
     texts = [text for pairs in tests.tatoeba.values() for pair in pairs for text in pair]
     every_LxMxD = alignment.text_vectors(decoder, encoder, texts, mesh, **ENCODED)
     ends = np.cumsum([2 * len(pairs) for pairs in tests.tatoeba.values()])[:-1]
@@ -138,12 +137,9 @@ def alignment_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:
         code: (x_LxMxD[:, ::2], x_LxMxD[:, 1::2])
         for code, x_LxMxD in zip(tests.tatoeba, np.split(every_LxMxD, ends, axis=1), strict=True)
     }
-    found["Tatoeba"] = {"retrieval": _both_ways(layers.both_directions(sides))}
+    curves = layers.both_directions("retrieval", sides, "en")
+    found["Tatoeba"] = {"retrieval": layers.by_language(curves, "retrieval")}
     return found
-
-
-def _both_ways(retrieval: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    return {code: np.mean([of["to_pivot"], of["from_pivot"]], axis=0).tolist() for code, of in retrieval.items()}
 
 
 def use_of(decoder, encoder, tests: Tests, mesh: Mesh) -> dict[str, Any]:

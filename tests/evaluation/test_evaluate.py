@@ -1,4 +1,4 @@
-"""One evaluation as a whole: what it compares with what, and that its record is what the report reads."""
+"""One evaluation as a whole: what it compares with what, and that its rows are what the report reads."""
 
 import dataclasses
 import hashlib
@@ -24,10 +24,11 @@ from alignx_jax.config import (
 from alignx_jax.config import TranslationConfig as Translation
 from alignx_jax.config_files import to_json
 from alignx_jax.data import pipeline, tokenizer
-from alignx_jax.evaluation import alignment, evaluate, folders, metrics, report, statistics
+from alignx_jax.evaluation import alignment, evaluate, folders, harness, metrics, report, rows, statistics
+from alignx_jax.evaluation.measured import Measured
 from alignx_jax.exits import UserError
 from alignx_jax.runs import loading
-from tests.evaluation import results_example
+from tests.evaluation import examples
 
 CODES = ("en", "de", "zh")
 
@@ -95,21 +96,20 @@ def results(config, twin):
     mesh, heard = sharding.make_mesh("2x1"), []
     with jax.set_mesh(mesh):
         models = evaluate.subjects(config, [_source("sample"), _source(str(twin))])
-        found = evaluate.evaluate(config, evaluate.check(config), models, mesh, lambda *told: heard.append(told))
+        found = evaluate.evaluate(
+            config, evaluate.check(config), models, mesh, lambda *told: heard.append(told), "python run.py"
+        )
     assert all(0 <= done <= total for _, done, total in heard)
     assert {name.rpartition(": ")[2] for name, *_ in heard} >= {"perplexity", "sentence vectors", "translation"}
-    return json.loads(json.dumps(found)) | {"command": "python run.py"}
+    return rows.from_json(found.to_json().encode())
 
 
-def test_the_record_has_all_that_the_report_reads(results, tmp_path):
-    example = results_example.build(models=2)
-    assert results.keys() == example.keys() and results["sentences"].keys() == example["sentences"].keys()
-    for ours, theirs in zip(results["models"], example["models"], strict=True):
-        assert ours.keys() >= theirs.keys() - {"layers_measured"}
-        assert ours["alignment"].keys() >= theirs["alignment"].keys()
-        assert ours["intervals"].keys() >= {k for k, v in theirs["intervals"].items() if v}
-        assert ours["translation"].keys() == theirs["translation"].keys()
-    (tmp_path / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+def test_all_that_is_measured_is_shown(results, tmp_path):
+    """The examples that the tests of the page have are of the same measures."""
+    example = {row.measure for row in examples.results(models=2).rows if not row.measure.startswith("tasks")}
+    measures = {row.measure for row in results.rows if not row.measure.startswith("spBLEU")}
+    assert measures == example - {"matching_head_balanced", "spBLEU (flores200)"}
+    (tmp_path / "evaluation.json").write_text(results.to_json(), encoding="utf-8")
     assert folders.read(tmp_path) == results
     page = report.write(results, tmp_path).read_text(encoding="utf-8")
     assert "Retrieval" in page and "chrF++" in page
@@ -132,44 +132,48 @@ def test_numbers_are_those_of_the_measures(config, results):
             dtype="float32",
         )
     hits = np.asarray(metrics.retrieval_hits(vectors.mean[4]))
-    one = results["models"][0]
-    assert one["align_layer"] == 4
-    assert results["sentences"]["languages"] == list(CODES) == list(sentences)
+    one = results.models[0]
+    assert one.align_layer == 4
+    assert results.sentences.languages == list(CODES) == list(sentences)
     both = (hits[1:, 0].astype(float) + hits[0, 1:]) / 2
     counts = statistics.bootstrap_counts(12, 100, 0)
-    for code, values in (("de", both[0]), ("zh", both[1]), ("mean", both.mean(axis=0))):
-        expected = statistics.mean(values, counts).triple()
-        np.testing.assert_allclose(one["intervals"]["retrieval"][code], expected, atol=1e-6)
-    assert one["unknown_rate"] == {"de": 0, "en": 0, "zh": 0}
-    assert 2.0e6 < one["parameters"] < 2.2e6
+    for code, values in (("de", both[0]), ("zh", both[1]), (None, both.mean(axis=0))):
+        row = results.find(one, "retrieval", "aligned", language=code)
+        np.testing.assert_allclose(row[5:8], statistics.mean(values, counts).triple(), atol=1e-6)
+        assert row.n == 12
+    assert [results.find(one, "unknown_rate", language=code).value for code in CODES] == [0, 0, 0]
+    assert 2.0e6 < one.parameters < 2.2e6
     for name in ("dali", "dali_strict"):
-        assert set(one["alignment"][name]) == {"de"} and len(one["alignment"][name]["de"]) == 9
-        assert one["intervals"][name]["mean"][0] == one["alignment"][name]["de"][4]
-    assert set(one["alignment"]["in_prompt"]) == {"de", "zh"}
-    assert set(one["choices"]) == {"de", "en"}
-    assert one["alignment"]["matching_head"] is None and one["training"] is None and one["tasks"] is None
+        assert results.values("language", name) == ["de"] and results.curve(one, name).shape == (9,)
+        assert results.find(one, name, 4).value == results.find(one, name, 4, language="de").value
+    assert results.values("language", "in_prompt") == ["de", "zh"]
+    assert set(results.values("language", "choices")) == {"de", "en", rows.OTHERS}
+    assert (
+        one.training is None
+        and results.tasks == {}
+        and "matching_head_balanced" not in {r.measure for r in results.rows}
+    )
 
 
 def test_changes_are_against_the_first_model_and_paired(results):
-    base, twin = results["models"]
-    assert results["baseline"] == base["name"] != twin["name"]
-    assert not any(name.endswith("_change") for name in base["intervals"])
+    base, twin = results.models
+    assert results.baseline == base.name != twin.name and results.base is base
+    assert {row.model for row in results.rows if row.against} == {twin.name}
     # Below the last norm the two are one model: no difference, whatever is resampled.
-    assert twin["alignment"]["retrieval"] == base["alignment"]["retrieval"]
-    assert set(map(tuple, twin["intervals"]["retrieval_change"].values())) == {(0, 0, 0)}
+    for code in (None, "de", "zh"):
+        assert results.find(twin, "retrieval", "aligned", language=code, against=base)[5:8] == (0, 0, 0)
+    np.testing.assert_array_equal(results.curve(twin, "retrieval"), results.curve(base, "retrieval"))
     for code in CODES:
-        value, low, high = twin["intervals"]["bits_per_byte_change"][code]
-        change = twin["perplexity"][code]["bits_per_byte"][0] - base["perplexity"][code]["bits_per_byte"][0]
-        assert value == pytest.approx(change) and low <= value <= high
+        change = results.find(twin, "bits_per_byte", language=code, against=base)
+        after, before = (results.find(model, "bits_per_byte", language=code).value for model in (twin, base))
+        assert change.value == pytest.approx(after - before, abs=1e-5) and change.low <= change.value <= change.high
     # Six tokens are too few for these sentences: what was cut off is counted, and told.
-    assert base["translation"]["directions"]["en-zh"]["cut"] == 1
+    assert results.find(base, "cut", direction="en-zh").value == 1
     expected = "more than 5% of the outputs were cut off at --evaluation.translation.max-tokens=6"
-    assert sum(expected in note for note in results["notes"]) == 2
+    assert sum(expected in note for note in results.notes) == 2
     # The scale of the logits moves no maximum: the translations are the same.
-    assert [s["output"] for s in twin["translation"]["samples"]] == [
-        s["output"] for s in base["translation"]["samples"]
-    ]
-    assert twin["translation"]["averages"]["en-x"]["chrF++_change"] == [0, 0, 0]
+    assert results.translation.samples and all(len(set(s.outputs.values())) == 1 for s in results.translation.samples)
+    assert results.find(twin, "chrF++", direction="en-x", against=base)[5:8] == (0, 0, 0)
 
 
 def test_a_run_is_looked_at_where_it_was_aligned(config, tmp_path):
@@ -217,20 +221,22 @@ def test_a_template_that_a_run_was_not_trained_with_is_told(config, tmp_path):
     assert evaluate.notes(silent, dataclasses.replace(material, directions=[]), models) == []
 
 
-def test_tasks_whose_prompts_were_cut_are_told():
-    record = {"name": "stage 1", "task_requests": {"max_length": 2048, "cut": {"a": [0, 9], "b": [3, 1200]}}}
-    (note,) = evaluate._notes_on_tasks(record)
-    assert note.startswith("stage 1: ") and note.endswith("longer than 2,048 tokens: b 3 of 1,200.")
-    assert evaluate._notes_on_tasks({"name": "stage 1", "task_requests": None}) == []
+def test_tasks_whose_prompts_were_cut_are_told(results):
+    def told(tasks: harness.Tasks | None) -> list[str]:
+        return evaluate._notes_on_tasks(Measured(results.models[0], {}, None, tasks))
+
+    (note,) = told(harness.Tasks({}, {}, 2048, {"a": [0, 9], "b": [3, 1200]}))
+    assert note.startswith(f"{results.models[0].name}: ") and note.endswith("longer than 2,048 tokens: b 3 of 1,200.")
+    assert told(None) == []
 
 
 def test_versions_and_sentences_are_written_down(config, results, monkeypatch):
-    assert results["versions"] == evaluate.versions()
-    assert list(results["versions"]) == [
+    assert results.versions == evaluate.versions()
+    assert list(results.versions) == [
         *("alignx_jax", "python", "jax", "flax", "transformers", "sacrebleu", "py3langid", "lm_eval", "numpy")
     ]
     text = (pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{results["versions"]["alignx_jax"]}"\n' in text
+    assert f'\nversion = "{results.versions["alignx_jax"]}"\n' in text
 
     def of(limit, translated):
         options = dataclasses.replace(config.evaluation, limit=limit, translation=Translation(limit=translated))
@@ -239,7 +245,7 @@ def test_versions_and_sentences_are_written_down(config, results, monkeypatch):
     sentences = {code: lines[:12] for code, lines in pipeline.multiway("sample", CODES).items()}
     ordered = {code: sentences[code] for code in sorted(sentences)}
     expected = hashlib.sha256(json.dumps(ordered, ensure_ascii=False).encode()).hexdigest()
-    assert results["sentences"]["sha256"] == expected == of(12, 3) == of(6, 12) != of(13, 3)
+    assert results.sentences.sha256 == expected == of(12, 3) == of(6, 12) != of(13, 3)
 
     def version(name):
         if name == "lm_eval":

@@ -1,7 +1,7 @@
 """Evaluations have folders with names: each appears whole, and none is lost."""
 
 import contextlib
-import json
+import dataclasses
 import os
 import pathlib
 
@@ -10,15 +10,16 @@ import pytest
 from alignx_jax import config_files
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.evaluation import folders
+from alignx_jax.evaluation.rows import Results
 from alignx_jax.exits import UserError
-from tests.evaluation import results_example
+from tests.evaluation import examples
 
 FILES = {"evaluation.json", "report.html", "tensorboard"}
 
 
-def results(**changes) -> dict:
-    found = results_example.build(models=2, languages=2, layers=2)
-    return found | {"sentences": found["sentences"] | changes}
+def results(**changes) -> Results:
+    found = examples.results(models=2, languages=2, layers=2)
+    return dataclasses.replace(found, sentences=dataclasses.replace(found.sentences, **changes))
 
 
 def fill(folder: pathlib.Path) -> None:
@@ -66,7 +67,7 @@ def test_flores_then_ntrex_and_both_are_there(tmp_path):
         assert {file.name for file in place.iterdir()} == FILES
     assert names(tmp_path) == ["flores200-devtest", "ntrex128-test"]
     found = folders.of_run(tmp_path)
-    assert {name: of["sentences"]["file"] for name, of in found.items()} == {
+    assert {name: of.sentences.file for name, of in found.items()} == {
         "flores200-devtest": "flores200:devtest",
         "ntrex128-test": "ntrex128:test",
     }
@@ -76,20 +77,21 @@ def test_the_same_is_replaced_and_another_is_kept(tmp_path):
     place = tmp_path / "evaluation" / "dev"
     first = results()
     assert folders.write(first, place, fill) is None
-    again = first | {"date": "2026-12-01", "machine": "another", "config": first["config"] | {"mesh": "1x1"}}
+    config = first.config | {"mesh": "1x1"}
+    again = dataclasses.replace(first, date="2026-12-01", machine="another", config=config)
     assert folders.write(again, place, fill) is None
-    assert names(tmp_path) == ["dev"] and folders.read(place)["machine"] == "another"
+    assert names(tmp_path) == ["dev"] and folders.read(place).machine == "another"
     changed = [
         results(sha256="1" * 64),
-        first | {"config": first["config"] | {"seed": 1}},
-        json.loads(json.dumps(first).replace('"step": 400', '"step": 200')),
-        json.loads(json.dumps(first).replace('"weights": "0af0"', '"weights": "0af1"')),
+        dataclasses.replace(first, config=first.config | {"seed": 1}),
+        examples.with_model(first, 1, step=200),
+        examples.with_model(first, 1, weights="0af1"),
     ]
     for n, other in enumerate(changed, 1):
         assert folders.write(other, place, fill) == tmp_path / "evaluation" / f"dev.{n}"
     assert names(tmp_path) == ["dev", "dev.1", "dev.2", "dev.3", "dev.4"]
-    assert folders.read(tmp_path / "evaluation" / "dev.1")["machine"] == "another"
-    assert folders.read(place)["models"][1]["weights"] == "0af1"
+    assert folders.read(tmp_path / "evaluation" / "dev.1").machine == "another"
+    assert folders.read(place).models[1].weights == "0af1"
     (place / "evaluation.json").write_text("{")  # nobody can tell what it was
     assert folders.write(first, place, fill) == tmp_path / "evaluation" / "dev.5"
 
@@ -98,7 +100,7 @@ def test_the_same_is_replaced_and_another_is_kept(tmp_path):
 def test_killed_at_any_moment_there_is_the_old_set_or_the_new_one(tmp_path, monkeypatch, again):
     """Ends before each change of the file system in turn; a reader gets whole sets, and the next one is written."""
     old, new = results(), results() if again else results(sha256="1" * 64)
-    new = new | {"machine": "new"}
+    new = dataclasses.replace(new, machine="new")
 
     class Killed(BaseException):
         pass
@@ -135,12 +137,24 @@ def test_killed_at_any_moment_there_is_the_old_set_or_the_new_one(tmp_path, monk
         found = folders.of_run(run)
         for name in found:
             assert {file.name for file in (run / "evaluation" / name).iterdir()} == FILES
-        machines = {of["machine"] for of in found.values()}
+        machines = {of.machine for of in found.values()}
         seen.add(frozenset(machines))
-        assert machines and (again or old["machine"] in machines), last
+        assert machines and (again or old.machine in machines), last
         folders.write(new, place, fill)
-        assert folders.read(place)["machine"] == "new" and not (place.parent / ".dev.partial").exists()
+        assert folders.read(place).machine == "new" and not (place.parent / ".dev.partial").exists()
         if calls <= last:
             break
         last += 1
-    assert last > 8 and {frozenset({old["machine"]})} < seen
+    assert last > 8 and {frozenset({old.machine})} < seen
+
+
+def test_results_of_an_earlier_version_are_refused_and_kept(tmp_path):
+    place = tmp_path / "evaluation" / "dev"
+    place.mkdir(parents=True)
+    (place / "evaluation.json").write_text('{"format": 1, "models": []}')
+    with pytest.raises(
+        UserError, match=r"evaluation\.json is damaged \(format: has to be 2, .*\); evaluate again, or del"
+    ):
+        folders.read(place)
+    assert folders.write(results(), place, fill) == tmp_path / "evaluation" / "dev.1"
+    assert folders.read(place) == results()

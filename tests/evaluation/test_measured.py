@@ -10,7 +10,8 @@ import pytest
 from alignx_jax import hosts, sharding
 from alignx_jax.config import Config, EvaluationConfig
 from alignx_jax.data import tokenizer
-from alignx_jax.evaluation import evaluate, measured, scoring, translation, translation_scores
+from alignx_jax.evaluation import evaluate, harness, measured, translation, translation_scores
+from alignx_jax.evaluation.scores import Place
 from alignx_jax.evaluation.scoring import Item
 from alignx_jax.runs import loading
 
@@ -36,7 +37,7 @@ def test_one_process_scores_translations_and_all_meet_after_it(monkeypatch, inde
     monkeypatch.setattr(hosts, "index", lambda: index)
     monkeypatch.setattr(hosts, "gather", lambda what, value: done.append("meets"))
     monkeypatch.setattr(translation_scores, "score", lambda *_: done.append("scores") or "a result")
-    assert measured._scores({}, {}, {}, Config()) == has
+    assert measured._scored({}, {}, {}, Config()) == has
     assert done == does
 
 
@@ -52,9 +53,8 @@ def test_translations_end_where_the_model_ends_its_turns(monkeypatch, tmp_path):
     config = Config(evaluation=EvaluationConfig(sentences="sample", languages=("de",)))
     material = evaluate.check(config)
     monkeypatch.setattr(translation, "translate", translate)
-    monkeypatch.setattr(scoring, "perplexity", lambda *_, **options: {})
-    monkeypatch.setattr(scoring, "continuation_choice", lambda *_, **options: {})
-    monkeypatch.setattr(measured, "_alignment", lambda *_: ({}, None, {}))
+    monkeypatch.setattr(measured, "_of_text", lambda *_: {})
+    monkeypatch.setattr(measured, "_alignment", lambda *_: ({}, []))
     source = loading.find(str(folder))
     with pytest.raises(Seen) as seen:
         measured.measure(config, material, measured.Subject(source, 4, 8), sharding.make_mesh("1x1"), lambda *_: None)
@@ -96,8 +96,32 @@ def test_dali_is_of_weighted_means_of_the_items_that_two_languages_share(sample,
             strict.append(aligned[-1] & (least > np.maximum(e, g)))
         return np.transpose(aligned), np.transpose(strict)
 
-    assert set(found["dali"]) == set(found["dali_strict"]) == {"de"}
+    assert {place.language for place in found} == {"de", None}
     aligned, strict = expected(weighted=True)
-    np.testing.assert_array_equal(found["dali"]["de"], aligned)
-    np.testing.assert_array_equal(found["dali_strict"]["de"], strict)
+    for code in ("de", None):
+        np.testing.assert_array_equal(found[Place("dali", language=code)].parts_LxN[0], aligned)
+        np.testing.assert_array_equal(found[Place("dali_strict", language=code)].parts_LxN[0], strict)
     assert (aligned != strict).any() and (aligned != expected(weighted=False)[0]).any()  # the items tell these apart
+
+
+def of_tasks(groups: dict[str, list[str]], **accuracies: float) -> dict:
+    scores = {name: {"acc,none": harness.Score(value, 0.1, True)} for name, value in accuracies.items()}
+    return measured.of_tasks(harness.Tasks(scores | {"bare": {}}, groups, 2048, {}))
+
+
+def test_tasks_have_intervals_of_standard_errors():
+    found = of_tasks({}, arc=0.5)
+    score = found[Place("tasks/arc/acc,none")]
+    np.testing.assert_allclose([score.value, *score.ends], [0.5, 0.5 - 0.196, 0.5 + 0.196])
+    none = measured.of_tasks(
+        harness.Tasks({"wiki": {"word_perplexity,none": harness.Score(9.0, None, False)}}, {}, 9, {})
+    )
+    assert none[Place("tasks/wiki/word_perplexity,none")].ends is None and Place("tasks") not in none
+
+
+def test_a_set_counts_once_in_the_mean_of_tasks():
+    """Of groups in groups the outermost that has an accuracy counts, and of a group without one its members."""
+    found = of_tasks(
+        {"outer": ["inner"], "inner": ["a"], "bare": ["b", "c"]}, outer=0.5, inner=0.1, a=0.1, b=0.3, c=0.7, alone=0.9
+    )
+    assert found[Place("tasks")].value == pytest.approx((0.5 + (0.3 + 0.7) + 0.9) / 4)

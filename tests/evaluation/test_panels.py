@@ -1,5 +1,6 @@
 """Panels: labels that do not overlap, SVG that can share a page, names that the fonts can write."""
 
+import functools
 import itertools
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ import pytest
 from alignx_jax.evaluation import panels
 from alignx_jax.evaluation.cells import INDEX, SHARE
 from alignx_jax.evaluation.panels import Group, Key, Line, Panel
+from alignx_jax.evaluation.rows import Row
 
 
 def test_labels_are_spread_as_little_as_it_takes():
@@ -84,8 +86,12 @@ def test_a_matrix_has_numbers_where_there_is_room(languages, numbered):
 
 def test_dots_show_values_intervals_and_what_is_not_there():
     key = Key("a", "#0072b2")
-    numbers = {key: [0.5, (0.0, -0.2, 0.3), None]}
-    svg = Panel("d", "d", "d", lambda axes: panels.draw_dots(axes, ["x", "y", "z"], numbers, INDEX, changes=True)).svg()
+    rows = {
+        name: Row("a", "retrieval", 1, None, name, *numbers, 9, "b")
+        for name, numbers in (("x", (0.5, None, None)), ("y", (0.0, -0.2, 0.3)))
+    }
+    draw = functools.partial(panels.draw_dots, names=["x", "y", "z"], rows={key: rows}, style=INDEX, changes=True)
+    svg = Panel("d", "d", "d", draw).svg()
     drawn = re.findall(r'<path d="([^"]*)"[^>]*stroke: #0072b2', svg)
     assert len(drawn) == 1  # one interval
     assert all(f">{name}<" in svg for name in "xyz") and ">-0.2<" in svg and ">+0.4<" in svg

@@ -1,9 +1,8 @@
 """The page: whole, self-contained, escaped, as wide as a telephone; TensorBoard data and the terminal's table."""
 
-import copy
+import dataclasses
 import html.parser
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -12,8 +11,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alignx_jax.evaluation import report, verdict
-from tests.evaluation import results_example
+from alignx_jax.evaluation import report, rows, verdict
+from tests.evaluation import examples
 
 SECTIONS = ["verdict", "models", "depth", "measures", "by_language", "matrix", "projections", "losses", "translation"]
 SECTIONS += ["forgetting", "language_tables", "samples", "definitions", "about"]
@@ -50,7 +49,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def results():
-    return results_example.build(models=3, languages=5, layers=4)
+    return examples.results(models=3, languages=5, layers=4)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +94,10 @@ def test_sections_with_data_are_there_in_order_and_in_the_contents(page):
 
 
 def test_sections_without_data_are_left_out(tmp_path):
-    results = results_example.build(models=1, languages=2, layers=2)
-    (model,) = results["models"]
-    model.update(translation=None, tasks=None, choices=None, continuation_choice={}, perplexity={}, projection={})
-    model["alignment"].update(dali=None, dali_strict=None, in_prompt=None, matching_head=None)
+    results = examples.results(models=1, languages=2, layers=2)
+    metrics = {row.measure for row in results.rows if row.direction and row.layer is None}
+    results = examples.without(results, *metrics, *examples.OF_TEXT, *examples.TASKS, "tasks")
+    results = dataclasses.replace(examples.with_model(results, 0, projection=[]), translation=None)
     page = Page(report.write(results, tmp_path).read_text(encoding="utf-8"))
     found = [attributes["id"] for tag, attributes in page.elements if tag == "h2"]
     assert found == ["verdict", "models", "depth", "measures", "by_language", "matrix", "definitions", "about"]
@@ -110,17 +109,23 @@ def test_sections_without_data_are_left_out(tmp_path):
 
 def test_the_numbers_of_the_page_are_those_of_the_results(results, page):
     text = re.sub(r"\s+", " ", "".join(page.texts)).replace("−", "-")
-    for model in results["models"]:
-        for code, score in model["translation"]["directions"].items():
-            assert f"{score['chrF++']:.1f}" in text, code
-        for value, low, high in (p["bits_per_byte"] for p in model["perplexity"].values()):
-            assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
-        change = model["intervals"].get("retrieval_change", {}).get("mean")
-        assert change is None or f"{100 * change[0]:+.1f} [{100 * change[1]:.1f}, {100 * change[2]:.1f}]" in text
+    shown = 0
+    for row in results.rows:
+        change = row.against == results.baseline and row.layer in (None, 2)
+        if row.measure == "chrF++" and row.against is None:
+            assert f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]" in text, row
+        elif row.measure == "bits_per_byte" and row.against is None:
+            assert f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" in text, row
+        elif row.measure == "retrieval" and change and row[3:5] == (None, None):
+            assert f"{100 * row.value:+.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" in text, row
+        else:
+            continue
+        shown += 1
+    assert shown == 3 * 10 + 3 * 6 + 2
     for found in verdict.verdicts(results):
         assert found.text in text
-    assert "among the first 100, of means" in text
-    for known in ("nrefs:1|case:mixed|eff:no", "--run=runs/example", "jax 0.10.2", "evaluation.translation.method"):
+    assert "among the first 546, of means" in text
+    for known in ("nrefs:1|tok:13a", "--run=runs/example", "jax 0.10.2", "evaluation.sentences"):
         assert known in text
 
 
@@ -130,13 +135,22 @@ def test_languages_and_directions_of_text_are_marked(page):
 
 
 def test_what_users_give_is_escaped(results, tmp_path):
-    evil = copy.deepcopy(results)
-    evil["models"][1]["name"] = evil["models"][1]["path"] = evil["against_control"][0]["model"] = EVIL
-    evil["models"][1]["translation"]["samples"][0]["output"] = EVIL
-    evil["models"][1]["translation"]["notes"] = evil["sentences"]["file"] = evil["command"] = evil["machine"] = EVIL
-    evil["models"][1]["translation"]["notes"] = [EVIL]
-    evil["models"][1]["tasks"] = {EVIL: {"acc,none": [0.5, 0.1, True]}}
-    evil["config"] = {EVIL: {"a": EVIL, "b": [EVIL]}}
+    name = results.models[1].name
+    evil = examples.with_model(results, 1, name=EVIL, path=EVIL)
+    made = results.translation
+    samples = [dataclasses.replace(sample, outputs={EVIL: EVIL}) for sample in made.samples]
+    evil = dataclasses.replace(
+        evil,
+        controls=[(EVIL, control) for _, control in results.controls],
+        rows=[row._replace(model=EVIL) if row.model == name else row for row in results.rows],
+        translation=dataclasses.replace(made, notes=[EVIL], samples=samples),
+        sentences=dataclasses.replace(results.sentences, file=EVIL),
+        command=EVIL,
+        machine=EVIL,
+        tasks={f"tasks/{EVIL}/acc,none": True},
+        config={EVIL: {"a": EVIL, "b": [EVIL]}},
+    )
+    evil = examples.put(evil, 1, f"tasks/{EVIL}/acc,none", 0.5)
     text = report.write(evil, tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     assert "<script" not in text.lower() and "".join(page.texts).count(EVIL) > 20
@@ -144,12 +158,12 @@ def test_what_users_give_is_escaped(results, tmp_path):
 
 
 def test_the_same_results_have_the_same_bytes_and_survive_json(results, path, tmp_path):
-    again = report.write(json.loads(json.dumps(results)), tmp_path)
+    again = report.write(rows.from_json(results.to_json().encode()), tmp_path)
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_six_models_and_27_languages(tmp_path):
-    results = results_example.build(models=6, languages=27, layers=3)
+    results = examples.results(models=6, languages=27, layers=3)
     page = Page(report.write(results, tmp_path).read_text(encoding="utf-8"))
     assert sum(tag == "svg" for tag, _ in page.elements) == 4 + 14 + 2 + 6 + 18 + 3 + 2
 
@@ -159,9 +173,9 @@ def test_a_telephone_scrolls_down_only(results, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs chromium on the PATH")
-    long = copy.deepcopy(results)
-    long["models"][1]["name"] = long["against_control"][0]["model"] = "/models/" + "long" * 30
-    long["models"][1]["translation"]["samples"][0]["output"] = "x" * 400
+    name = results.models[1].name
+    text = results.to_json().replace(f'"{name}"', f'"/models/{"long" * 30}"').replace('"Last week"', f'"{"x" * 400}"')
+    long = rows.from_json(text.encode())
     page = report.write(long, tmp_path)
     tell = "<script>parent.postMessage(`${innerWidth}:${document.documentElement.scrollWidth};`, '*')</script>"
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{tell}</body>"), encoding="utf-8")
@@ -179,49 +193,49 @@ def test_a_telephone_scrolls_down_only(results, tmp_path):
 
 
 def test_tensorboard_has_layers_pictures_and_tables(tmp_path):
-    results = results_example.build(models=2, languages=3, layers=4)
+    results = examples.results(models=2, languages=3, layers=4)
     report.to_tensorboard(results, tmp_path)
     assert len(list(tmp_path.glob("**/events.out.tfevents.*"))) == 3
     model = EventAccumulator(str(tmp_path / "stage 1")).Reload()
-    probe = [(event.step, event.value) for event in model.Scalars("layers/probe")]
+    probe = [(event.step, event.value) for event in model.Scalars("layers/language_probe")]
     assert [step for step, _ in probe] == [0, 1, 2, 3, 4]
-    assert [v for _, v in probe] == pytest.approx(results["models"][1]["alignment"]["language_probe"], abs=1e-6)
+    assert [v for _, v in probe] == pytest.approx(results.curve(results.models[1], "language_probe"), abs=1e-6)
     board = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0}).Reload()
     pictures = {"depth", "by-language", "matrix", "losses", "translation", "measures-1", "plane-0", "plane-1"}
     assert pictures <= set(board.Tags()["images"])
     table = board.Tensors("Models side by side/text_summary")[0].tensor_proto.string_val[0].decode()
-    value = results["models"][1]["intervals"]["retrieval"]["mean"][0]
+    value = results.find(results.models[1], "retrieval", "aligned").value
     assert table.startswith("|  | base model | stage 1 |") and f"{100 * value:.1f}% [" in table
     assert "verdict/stage 1 against base model/text_summary" in board.Tags()["tensors"]
 
 
 def test_a_name_leads_no_events_out_of_the_folder(tmp_path):
-    results = results_example.build(models=1, languages=2, layers=2)
-    results["models"][0]["name"] = results["baseline"] = "../up"
+    text = examples.results(models=1, languages=2, layers=2).to_json().replace('"base model"', '"../up"')
+    results = rows.from_json(text.encode())
     report.to_tensorboard(results, tmp_path / "board")
     assert [path.name for path in tmp_path.iterdir()] == ["board"]
 
 
 def test_the_terminal_has_the_overview_and_takes_names_literally(results):
-    odd = copy.deepcopy(results)
-    odd["models"][1]["name"] = odd["against_control"][0]["model"] = "[red]x[/red]"
+    odd = rows.from_json(results.to_json().replace('"stage 1"', '"[red]x[/red]"').encode())
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(report.terminal_table(odd))
     text = console.export_text()
-    before, now = (model["intervals"]["retrieval"]["mean"] for model in odd["models"][:2])
-    change, low, high = odd["models"][1]["intervals"]["retrieval_change"]["mean"]
-    assert "[red]x[/red]" in text and f"{100 * now[0]:.1f}% {100 * change:+.1f}" in text
-    assert f"[{100 * before[1]:.1f}, {100 * before[2]:.1f}]" in text and f"[{100 * low:.1f}, {100 * high:.1f}]" in text
+    before, now = (odd.find(model, "retrieval", "aligned") for model in odd.models[:2])
+    change = odd.find(odd.models[1], "retrieval", "aligned", against=odd.base)
+    assert "[red]x[/red]" in text and f"{100 * now.value:.1f}% {100 * change.value:+.1f}" in text
+    assert f"[{100 * before.low:.1f}, {100 * before.high:.1f}]" in text
+    assert f"[{100 * change.low:.1f}, {100 * change.high:.1f}]" in text
     assert "chrF++, English to others" in text and "Language probe, last layer" in text
 
 
 def test_below_the_table_is_what_the_scores_were_made_with_and_what_is_in_doubt():
-    results = results_example.build(models=2)
+    results = examples.put(examples.results(models=2), 0, "unknown_rate", 0.25, language="es")
     assert report.terminal_notes(results) == [
-        ("scores", "BLEU nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"),
-        ("scores", "chrF++ nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:2.6.0"),
+        ("scores", "BLEU nrefs:1|tok:13a|version:2.6.0"),
+        ("scores", "chrF++ nrefs:1|nc:6|nw:2|version:2.6.0"),
         ("note", "The language identifier knows no Swahili; its off-target rate is left out."),
         ("note", "stage 2 was trained with another template."),
         *(("note", text) for text in verdict.warnings(results)),
     ]
-    assert any("Hindi" in text for text in verdict.warnings(results))
+    assert any("Spanish" in text for text in verdict.warnings(results))

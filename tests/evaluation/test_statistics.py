@@ -1,6 +1,9 @@
 """Bootstrap intervals against normal theory, scipy and exact properties of the resamples."""
 
+import math
+
 import numpy as np
+import pytest
 import scipy.stats
 
 from alignx_jax.evaluation import statistics
@@ -103,3 +106,19 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     found = statistics.mean(rng.exponential(size=(2000, 100)), statistics.bootstrap_counts(100, 500, seed=0)).interval()
     covered = np.mean((found.low <= 1) & (found.high >= 1))
     assert 0.90 < covered < 0.96
+
+
+def _wilson(hits, n, z=1.959963984540054):
+    p = hits / n
+    half = z * math.sqrt(z * z + 4 * n * p * (1 - p))
+    return p, (2 * n * p + z * z - half) / (2 * (n + z * z)), (2 * n * p + z * z + half) / (2 * (n + z * z))
+
+
+@pytest.mark.parametrize(
+    "after, before, published", [((56, 70), (48, 80), (0.0524, 0.3339)), ((9, 10), (3, 10), (0.1705, 0.8090))]
+)
+def test_the_interval_of_a_difference_is_newcombes_method_10(after, before, published):
+    """The values of his Table II, cases a and b."""
+    change, low, high = statistics.difference(_wilson(*after), _wilson(*before))
+    assert change == after[0] / after[1] - before[0] / before[1]
+    assert (round(low, 4), round(high, 4)) == published

@@ -1,142 +1,121 @@
-"""The tables hold the numbers of the results, and only rows that somebody measured."""
+"""The tables hold the numbers of the rows, and only lines that somebody measured."""
 
-import copy
+import dataclasses
 
-import numpy as np
 import pytest
 
-from alignx_jax.evaluation import tables
-from tests.evaluation import results_example
+from alignx_jax.evaluation import rows, tables
+from tests.evaluation import examples
 
 
 @pytest.fixture(scope="module")
 def results():
-    return results_example.build(models=3, languages=5, layers=4)
+    return examples.results(models=3, languages=5, layers=4)
 
 
-def _row(table, label, after=None):
-    """The row of a label, the first below the heading `after`."""
-    labels = [row.label for row in table.rows]
-    return table.rows[labels.index(label, labels.index(after) if after else 0)]
+def _line(table, label, after=None):
+    """The line of a label, the first below the heading `after`."""
+    labels = [line.label for line in table.lines]
+    return table.lines[labels.index(label, labels.index(after) if after else 0)]
 
 
-def test_the_overview_has_the_numbers_of_the_results(results):
+def test_the_overview_has_the_numbers_of_the_rows(results):
     table = tables.overview(results)
     assert table.head == ("", "base model", "stage 1", "next-token only")
-    assert [row.label for row in table.rows].count("Perplexity of a token") == 1  # a mean over languages says nothing
-    for place, model in enumerate(results["models"]):
-        alignment, layer = model["alignment"], model["align_layer"]
-        value, low, high = model["intervals"]["retrieval"]["mean"]
-        cell = _row(table, "Retrieval, mean").cells[place]
-        assert cell.text == f"{100 * value:.1f}%" and cell.interval == f"[{100 * low:.1f}, {100 * high:.1f}]"
-        both = [(d["to_pivot"][layer] + d["from_pivot"][layer]) / 2 for d in alignment["retrieval"].values()]
-        assert _row(table, "Retrieval, lowest language").cells[place].text == f"{100 * min(both):.1f}%"
-        mexa = np.mean([curve[layer] for curve in alignment["mexa"]["weighted"].values()])
-        assert _row(table, "MEXA, 100 sentences").cells[place].text == f"{100 * mexa:.1f}%"
-        probe = _row(table, "Language probe, last layer").cells[place]
-        assert probe.text == f"{100 * alignment['language_probe'][-1]:.1f}%"
-        head = alignment["matching_head"]
-        balanced = f"{50 * (head['same'] + head['different']):.1f}%" if head else "–"
-        assert _row(table, "Matching head, balanced").cells[place].text == balanced
-        english = model["perplexity"]["en"]
-        assert _row(table, "Perplexity of a token", "English").cells[place].text == f"{english['value']:,.1f}"
-        others = [p["bits_per_byte"][0] for code, p in model["perplexity"].items() if code != "en"]
-        assert _row(table, "Bits per byte", "Other languages, mean").cells[place].text == f"{np.mean(others):.3f}"
-        out = model["translation"]["averages"]["en-x"]
-        assert _row(table, "chrF++, English to others").cells[place].text == f"{out['chrF++']:.1f}"
-        assert _row(table, "off-target, English to others").cells[place].text == f"{100 * out['off_target']:.1f}%"
-        accuracies = [model["tasks"][task]["acc,none"][0] for task in ("arc_easy", "xcopa")]
-        assert _row(table, "Accuracy, mean").cells[place].text == f"{100 * np.mean(accuracies):.1f}%"
+    assert [line.label for line in table.lines].count("Perplexity of a token") == 1
+    shown = (
+        ("Retrieval, mean", None, tables.SHARE, "retrieval", {"layer": 2}),
+        ("Retrieval, lowest language", None, tables.SHARE, "retrieval_lowest", {"layer": 2}),
+        ("MEXA, 546 sentences", None, tables.SHARE, "mexa", {"layer": 2}),
+        ("xSIM error", None, tables.SHARE, "xsim", {"layer": 2}),
+        ("DALI", None, tables.SHARE, "dali", {"layer": 2}),
+        ("CKA, debiased", None, tables.INDEX, "cka_debiased", {"layer": 2}),
+        ("Language probe, aligned layer", None, tables.SHARE, "language_probe", {"layer": 2}),
+        ("Language probe, last layer", None, tables.SHARE, "language_probe", {"layer": 4}),
+        ("Perplexity of a token", "English", tables.PERPLEXITY, "perplexity", {"language": "en"}),
+        ("Bits per byte", "English", tables.BITS, "bits_per_byte", {"language": "en"}),
+        ("Bits per byte", "Other languages, mean", tables.BITS, "bits_per_byte", {"language": rows.OTHERS}),
+        ("Two-option items", "Other languages, mean", tables.SHARE, "choices", {"language": rows.OTHERS}),
+        ("chrF++, English to others", None, tables.SCORE, "chrF++", {"direction": "en-x"}),
+        ("off-target, others to English", None, tables.SHARE, "off_target", {"direction": "x-en"}),
+        ("Accuracy, mean", None, tables.SHARE, "tasks", {}),
+    )
+    for label, after, style, measure, place in shown:
+        for model, cell in zip(results.models, _line(table, label, after).cells, strict=True):
+            found = results.find(model, measure, **place)
+            assert (cell.text, cell.interval) == (style.text(found.value), style.interval(found)), label
+            change = results.find(model, measure, **place, against=results.base)
+            assert cell.change == (style.signed(change.value) if change else ""), label
+            assert cell.change_interval == style.interval(change), label
+    assert [cell.text for cell in _line(table, "Matching head, balanced").cells] == ["–", "30.0%", "–"]
 
 
-def test_changes_are_those_of_paired_resamples(results):
-    change, low, high = results["models"][1]["intervals"]["retrieval_change"]["mean"]
-    baseline, cell, _ = _row(tables.overview(results), "Retrieval, mean").cells
-    assert baseline.change == ""
-    assert cell.change == f"{100 * change:+.1f}" and cell.change_interval == f"[{100 * low:.1f}, {100 * high:.1f}]"
-    bits = [f"{v:.3f}" for v in results["models"][1]["intervals"]["bits_per_byte_change"]["en"]]
-    assert tables.home(results).rows[0].cells[1].change_interval == f"[{bits[1]}, {bits[2]}]"
-    assert tables.by_language(results)[0].rows[2].cells[1].change == f"+{bits[0]}"
-    score = results["models"][1]["translation"]["directions"]["en-ar"]
-    cell = _row(tables.translation_directions(results, "chrF++"), "English to Arabic").cells[1]
-    assert cell.change == f"{score['chrF++_change'][0]:+.1f}" and cell.mark == "better"
+def test_a_model_is_shown_at_its_own_layer(results):
+    """Aligned at layer 3, beside a baseline that is shown at layer 2."""
+    of = examples.with_model(results, 1, align_layer=3)
+    of = examples.put(of, 1, "retrieval", 0.25, 0.24, 0.26, layer=3, against="base model")
+    shown, cell, _ = _line(tables.overview(of), "Retrieval, mean").cells
+    base, model, _ = of.models
+    assert shown.text == tables.SHARE.text(of.find(base, "retrieval", 2).value)
+    assert cell.text == tables.SHARE.text(of.find(model, "retrieval", 3).value)
+    assert (cell.change, cell.change_interval, cell.mark) == ("+25.0", "[24.0, 26.0]", "better")
 
 
-def test_what_has_no_interval_is_neither_better_nor_worse_and_compares_equal_layers(results):
-    """A model aligned at layer 3, beside a baseline that is shown at layer 2."""
-    other = copy.deepcopy(results)
-    base, model = other["models"][:2]
-    model |= {"align_layer": 3, "baseline_layer": 3}
-    for label, of in (
-        ("CKA, debiased", lambda m, n: np.mean([curve[n] for curve in m["alignment"]["cka_debiased"].values()])),
-        (
-            "Retrieval, lowest language",
-            lambda m, n: min((d["to_pivot"][n] + d["from_pivot"][n]) / 2 for d in m["alignment"]["retrieval"].values()),
-        ),
-    ):
-        shown, cell, _ = _row(tables.overview(other), label).cells
-        style = tables.INDEX if label.startswith("CKA") else tables.SHARE
-        assert shown.text == style.text(of(base, 2)) and cell.text == style.text(of(model, 3))
-        assert (cell.change, cell.mark) == (style.signed(of(model, 3) - of(base, 3)), "")
-    retrieval = _row(tables.overview(other), "Retrieval, mean").cells[1]
-    assert retrieval.change_interval and retrieval.mark == "better"
-    for label in ("MEXA, 100 sentences", "xSIM error", "DALI", "DALI, strict", "Language probe, last layer"):
-        cell = _row(tables.overview(results), label).cells[2]
-        assert cell.interval and cell.change_interval, label
-    for label in ("Bits per byte", "Choice of continuation", "Two-option items"):
-        cell = _row(tables.overview(results), label, "Other languages, mean").cells[1]
-        assert cell.interval and cell.change_interval, label
+def test_what_has_no_interval_is_neither_better_nor_worse(results):
+    for label in ("CKA, debiased", "Retrieval, lowest language"):
+        cell = _line(tables.overview(results), label).cells[1]
+        assert cell.change and (cell.change_interval, cell.mark) == ("", "")
+
+
+def test_the_change_of_every_language_and_direction_is_its_own(results):
+    of = examples.put(results, 1, "bits_per_byte", -0.125, -0.25, -0.0625, language="de", against="base model")
+    of = examples.put(of, 1, "chrF++", -3.0, -4.0, -2.0, direction="en-ar", against="base model")
+    found = tables.by_language(of)[0]
+    assert found.title == "Bits per byte" and len(found.lines) == 5
+    cell = _line(found, "German").cells[1]
+    assert (cell.change, cell.change_interval, cell.mark) == ("-0.125", "[-0.250, -0.062]", "better")
+    cell = _line(tables.translation_directions(of, "chrF++"), "English to Arabic").cells[1]
+    assert (cell.change, cell.mark) == ("-3.0", "worse")
 
 
 def test_a_change_that_was_withheld_is_not_shown(results):
     """Averages over different directions, and perplexities of different tokens, whatever intervals values have."""
-    other = copy.deepcopy(results)
-    model = other["models"][1]
-    for of in (other["models"][0], model):
-        of["translation"]["averages"]["en-x"]["off_target_interval"] = [0.3, 0.2, 0.4]
-    scores = model["translation"]["averages"]["en-x"]
-    label, shown = "off-target, English to others", []
-    for scores["off_target_change"] in ([0.1, 0.05, 0.2], None):
-        shown.append(_row(tables.overview(other), label).cells[1])
-    given, withheld = shown
-    assert (given.change, given.change_interval, given.mark) == ("+10.0", "[5.0, 20.0]", "worse")
-    assert withheld.text == given.text == "30.0%" and (withheld.change, withheld.mark) == ("", "")
-    perplexity = tables.home(results).rows[1]
-    assert perplexity.label == "Perplexity of a token" and perplexity.cells[1].change_interval
-    del model["intervals"]["perplexity_change"]
-    assert tables.home(other).rows[1].cells[1].change == ""
+    label = "off-target, English to others"
+    given = _line(tables.overview(results), label).cells[1]
+    assert given.interval and given.change_interval and given.mark == "better"
+    withheld = examples.without(results, "off_target", "perplexity", change=True)
+    cell = _line(tables.overview(withheld), label).cells[1]
+    assert (cell.text, cell.interval, cell.change, cell.mark) == (given.text, given.interval, "", "")
+    perplexity = tables.home(withheld).lines[1]
+    assert perplexity.label == "Perplexity of a token" and {cell.change for cell in perplexity.cells} == {""}
 
 
-def test_what_nobody_measured_has_no_row_or_table():
-    results = results_example.build(models=2, languages=3, layers=2)
-    for model in results["models"]:
-        model.update(translation=None, tasks=None, choices=None, continuation_choice={})
-        model["alignment"]["matching_head"] = None
-        for name in ("continuation_choice", "choices"):
-            del model["intervals"][name]
-    labels = [row.label for row in tables.overview(results).rows]
-    assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation", "Matching head, balanced"} & set(
-        labels
+def test_what_nobody_measured_has_no_line_or_table(results):
+    metrics = {row.measure for row in results.rows if row.direction and row.layer is None}
+    of = examples.without(
+        results, *metrics, "choices", "continuation_choice", "matching_head_balanced", *examples.TASKS
     )
-    assert tables.translation_averages(results) is None and tables.tasks(results) is None
-    assert [table.title for table in tables.by_language(results)] == ["Bits per byte", "Perplexity of a token"]
+    of = examples.without(of, "tasks")
+    labels = {line.label for line in tables.overview(of).lines}
+    assert not {"Translation", "Tasks", "Two-option items", "Choice of continuation"} & labels
+    assert "Matching head, balanced" not in labels
+    assert tables.translation_averages(of) is None and tables.tasks(of) is None
+    assert [table.title for table in tables.by_language(of)] == ["Bits per byte", "Perplexity of a token"]
 
 
 def test_forgetting_is_about_the_pivot_without_english(results):
-    pivot = results_example.build(models=1, languages=3, layers=2)
-    pivot["sentences"]["pivot"] = "de"
-    assert tables.home_language(pivot) == "en"
-    del pivot["models"][0]["perplexity"]["en"]
-    assert tables.home_language(pivot) == "de" and tables.home(pivot).title == "German"
+    of = dataclasses.replace(results, sentences=dataclasses.replace(results.sentences, pivot="de"))
+    assert tables.home_language(of) == "en"
+    of = dataclasses.replace(of, rows=[row for row in of.rows if row.language != "en"])
+    assert tables.home_language(of) == "de" and tables.home(of).title == "German"
 
 
-def test_tasks_have_intervals_of_standard_errors_and_know_losses(results):
+def test_tasks_have_intervals_and_know_losses(results):
     table = tables.tasks(results)
-    value, error, _ = results["models"][0]["tasks"]["arc_easy"]["acc,none"]
-    low, high = 100 * (value - 1.96 * error), 100 * (value + 1.96 * error)
-    assert _row(table, "arc_easy, acc").cells[0].interval == f"[{low:.1f}, {high:.1f}]"
-    perplexity = _row(table, "wikitext, word_perplexity").cells
-    assert perplexity[0].text == "31.2" and perplexity[2].mark == "same" and perplexity[2].change == "+0.8"
+    found = results.find(results.models[0], "tasks/arc_easy/acc,none")
+    assert _line(table, "arc_easy, acc").cells[0].interval == tables.SHARE.interval(found)
+    perplexity = _line(table, "wikitext, word_perplexity").cells
+    assert perplexity[0].text == "25.0" and perplexity[1].change == "-5.0" and perplexity[1].mark == "better"
 
 
 @pytest.mark.parametrize(
@@ -150,57 +129,35 @@ def test_tasks_have_intervals_of_standard_errors_and_know_losses(results):
     ],
 )
 def test_the_harness_says_which_way_a_metric_is_better(results, metric, values, higher, text, mark):
-    other = copy.deepcopy(results)
-    for model, value in zip(other["models"], values, strict=False):
-        model["tasks"] = {"task": {metric: [value, 0.001, higher]}}
-    cell = _row(tables.tasks(other), f"task, {metric.split(',')[0]}").cells[1]
-    assert (cell.text, cell.mark) == (text, mark)
+    measure = f"tasks/a/b/{metric}"
+    of = dataclasses.replace(results, tasks={measure: higher})
+    for n, value in enumerate(values):
+        of = examples.put(of, n, measure, value, value - 0.01, value + 0.01)
+    change = values[1] - values[0]
+    of = examples.put(of, 1, measure, change, change - 0.02, change + 0.02, against="base model")
+    (line,) = tables.tasks(of).lines
+    assert line.label.endswith(metric.split(",")[0]) and (line.cells[1].text, line.cells[1].mark) == (text, mark)
 
 
-def test_a_set_counts_once_in_the_mean_of_tasks(results):
-    """Of groups in groups the outermost that has an accuracy counts, and of a group without one its members."""
-    other = copy.deepcopy(results)
-    model = other["models"][0]
-    model["tasks"] = {
-        name: {"acc,none": [value, 0.1, True]}
-        for name, value in {"outer": 0.5, "inner": 0.1, "a": 0.1, "b": 0.3, "c": 0.7, "alone": 0.9}.items()
-    }
-    model["tasks"]["bare"] = {}
-    model["task_groups"] = {"outer": ["inner"], "inner": ["a"], "bare": ["b", "c"]}
-    mean = (0.5 + (0.3 + 0.7) + 0.9) / 4
-    assert _row(tables.overview(other), "Accuracy, mean").cells[0].text == f"{100 * mean:.1f}%"
-
-
-def test_the_metric_of_translation_comes_first_and_intervals_are_no_metrics(results):
+def test_the_metric_of_translation_comes_first_and_what_is_above_its_floor_is_no_metric(results):
     assert tables.metrics(results) == [
         *("chrF++", "chrF++_floor", "BLEU", "spBLEU (flores200)", "off_target", "copy", "empty", "cut", "distinct")
     ]
 
 
-@pytest.mark.parametrize(
-    "direction, codes, name",
-    [
-        ("de-en", ("de", "en"), "German to English"),
-        ("zh-Hant-en", ("zh-Hant", "en"), "Traditional Chinese to English"),
-        ("en-zh-Hant", ("en", "zh-Hant"), "English to Traditional Chinese"),
-        ("zh-Hant-x", ("zh-Hant", "x"), "Traditional Chinese to others"),
-        ("x-en", ("x", "en"), "others to English"),
-        ("x-y", ("x", "y"), "between others"),
-    ],
-)
-def test_directions_by_name(direction, codes, name):
-    assert tables.direction_codes(direction) == codes and tables.direction_name(direction) == name
+def test_a_tokenizer_has_no_changes(results):
+    unknown, tokens = tables.tokenization(results)
+    assert (unknown.title, tokens.title) == ("Unknown tokens", "Tokens a sentence")
+    assert {cell.change for table in (unknown, tokens) for line in table.lines for cell in line.cells} == {""}
 
 
 def test_how_the_losses_stood_to_each_other(results):
     """Before the first step; of shares also after the last. Runs without pair losses have nothing to weigh."""
     table = tables.balance(results)
-    first, last = results["models"][1]["training"]["balance"]
-    assert _row(table, "Value of chance", "Contrastive").cells[1].text == f"{first['chance/contrastive']:.3f}"
-    assert _row(table, "Gradient norm", "Language matching").cells[1].text == "9.000"
-    assert (
-        _row(table, "Share of the gradient", "Contrastive").cells[1].text == f"{100 * first['share/contrastive']:.1f}%"
-    )
-    assert _row(table, "Share, last step", "Contrastive").cells[1].text == f"{100 * last['share/contrastive']:.1f}%"
-    assert _row(table, "Translations").cells[1].text == "0.310"
-    assert {row.cells[0].text for row in table.rows if row.cells} == {"–"}, "the base model was not trained"
+    assert _line(table, "Value of chance", "Contrastive").cells[1].text == "2.000"
+    assert _line(table, "Gradient norm", "Contrastive").cells[1].text == "9.000"
+    assert _line(table, "Share of the gradient", "Contrastive").cells[1].text == "25.0%"
+    assert _line(table, "Share, last step", "Contrastive").cells[1].text == "12.5%"
+    assert _line(table, "Translations").cells[1].text == "0.310"
+    assert {line.cells[0].text for line in table.lines if line.cells} == {"–"}, "the base model was not trained"
+    assert "Language matching" not in [line.label for line in table.lines]

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import json
 import sys
 import time
 import urllib.error
@@ -14,7 +13,9 @@ import sentencepiece
 from sacrebleu.tokenizers import tokenizer_ja_mecab, tokenizer_spm
 
 from alignx_jax.config import TranslationConfig
-from alignx_jax.evaluation import statistics, translation_scores
+from alignx_jax.evaluation import comparison, statistics, translation_scores
+from alignx_jax.evaluation.measured import Measured
+from alignx_jax.evaluation.rows import Model, Row, Sample
 from alignx_jax.runs import loading
 
 GERMAN = ["Der Hund schläft.", "Der Lehrer hat heute Morgen ein rotes Buch gekauft.", "Er ist in der Schule.", "Ja!"]
@@ -226,18 +227,27 @@ def test_comet_is_run_once_for_all_directions(monkeypatch, tmp_path):
     assert "No COMET: comet-score failed (AssertionError: no weights)." in result.notes
 
 
-def test_the_record_has_intervals_averages_and_paired_changes():
+def rows_of(result, base=None) -> dict[tuple, Row]:
+    """By metric, direction, and whether it is a change."""
+    models = [Model(name, "", None, "", "llama", 1, 2, 1, [], None) for name in ("model", "base")]
+    one, before = (
+        Measured(model, translation_scores.scores(of), of, None)
+        for model, of in zip(models, (result, base or result), strict=True)
+    )
+    found = comparison.rows(one, [before] if base else [], 100, 3)
+    return {(row.measure, row.direction, row.against is not None): row for row in found}
+
+
+def test_rows_have_intervals_averages_and_paired_changes():
     worse = {pair: [lines[0], "", *lines[2:]] for pair, lines in OUTPUTS.items()}
     base, result = score(worse), score()
-    got = translation_scores.record(result, base, counts_of)
-    json.dumps(got, allow_nan=False)
+    got = rows_of(result, base)
     groups = {
         "en-x": [("en", "zh")],
         "x-en": [("de", "en"), ("zh", "en")],
         "x-y": [("de", "ja")],
     }
-    assert list(got["averages"]) == list(groups)
-    assert list(got["directions"]) == ["de-en", "zh-en", "en-zh", "de-ja"]
+    assert list(dict.fromkeys(direction for _, direction, _ in got)) == ["de-en", "zh-en", "en-zh", "de-ja", *groups]
 
     resamples = [np.repeat(np.arange(4), counts) for counts in counts_of(4)]
     for name in ("BLEU", "chrF++"):
@@ -247,44 +257,41 @@ def test_the_record_has_intervals_averages_and_paired_changes():
                 for pair, lines in outputs.items():
                     chosen = [lines[n] for n in places], [SENTENCES[pair[1]][n] for n in places]
                     values[pair, outputs is worse].append(public(name, *chosen, pair[1]))
-        cases = {"-".join(pair): (got["directions"]["-".join(pair)], [pair]) for pair in OUTPUTS}
-        cases |= {group: (got["averages"][group], pairs) for group, pairs in groups.items()}
-        for found, pairs in cases.values():
+        cases = {"-".join(pair): [pair] for pair in OUTPUTS} | groups
+        for direction, pairs in cases.items():
             after, before = (np.mean([values[pair, old] for pair in pairs], axis=0) for old in (False, True))
-            assert found[name] == pytest.approx(after[0])
-            for key, series in (("interval", after), ("change", after - before)):
+            for change, series in ((False, after), (True, after - before)):
                 expected = [series[0], *np.quantile(series[1:], [0.025, 0.975])]
-                np.testing.assert_allclose(found[f"{name}_{key}"], expected, rtol=1e-9, atol=1e-9)
-
-    itself = translation_scores.record(base, base, counts_of)
-    assert {v for part in itself["directions"].values() for k, v in part.items() if k.endswith("_change")} == {None}
-    assert len(got["samples"]) == 16
-    assert got["samples"][5] == {
-        "direction": "zh-en",
-        "source": CHINESE[1],
-        "reference": ENGLISH[1],
-        "output": OUTPUTS["zh", "en"][1],
-    }
+                np.testing.assert_allclose(got[name, direction, change][5:8], expected, rtol=1e-9, atol=1e-9)
+    assert got["chrF++", "de-en", False].n == 4
 
 
 def test_a_change_is_given_for_equal_directions_only():
     """A rate that one of the models has no outputs for is averaged over the other directions, and not compared."""
     silent = OUTPUTS | {("de", "en"): [""] * 4}
-    got = translation_scores.record(score(silent), score(), counts_of)
-    assert "off_target" not in got["directions"]["de-en"]
-    assert got["averages"]["x-en"]["off_target"] == got["directions"]["zh-en"]["off_target"]
-    assert got["averages"]["x-en"]["off_target_change"] is None
-    assert got["averages"]["x-en"]["empty_change"][0] == 3 / 8
-    assert got["averages"]["en-x"]["off_target_change"] == [0, 0, 0]
+    got = rows_of(score(silent), score())
+    assert ("off_target", "de-en", False) not in got
+    assert got["off_target", "x-en", False].value == got["off_target", "zh-en", False].value
+    assert ("off_target", "x-en", True) not in got and ("off_target", "zh-en", True) in got
+    assert got["empty", "x-en", True].value == 3 / 8
+    assert got["off_target", "en-x", True][5:8] == (0, 0, 0)
 
 
 def test_a_resample_without_text_has_no_off_target_rate():
     """One output of four has text, and that is off-target: in every resample that has it the rate is 1."""
     outputs = {("de", "en"): ["", "Das ist ein deutscher Satz, den niemand übersetzt hat.", "", ""]}
-    got = translation_scores.record(score(outputs), score(outputs), counts_of)["directions"]["de-en"]
+    got = rows_of(score(outputs), score(outputs))
     assert any(counts[1] == 0 for counts in counts_of(4))
-    assert got["off_target_interval"] == [1, 1, 1] and got["off_target_change"] == [0, 0, 0]
-    assert got["empty_interval"][0] == 3 / 4
+    assert got["off_target", "de-en", False][5:8] == (1, 1, 1)
+    assert got["off_target", "de-en", True][5:8] == (0, 0, 0)
+    assert got["empty", "de-en", False].value == 3 / 4
+
+
+def test_samples_have_the_outputs_of_every_model():
+    worse = {pair: [lines[0], "", *lines[2:]] for pair, lines in OUTPUTS.items()}
+    samples = translation_scores.samples({"a": score(), "b": score(worse)})
+    assert len(samples) == 16
+    assert samples[5] == Sample("zh-en", CHINESE[1], ENGLISH[1], {"a": OUTPUTS["zh", "en"][1], "b": ""})
 
 
 def test_samples_are_spread_over_many_directions():
@@ -292,6 +299,6 @@ def test_samples_are_spread_over_many_directions():
     sentences = {code: [f"{code} {n}" for n in range(3)] for code in codes}
     pairs = [(a, b) for a in codes for b in codes if a != b]
     result = translation_scores.Result("en", {}, {}, [], {pair: ["a", "b", "c"] for pair in pairs}, sentences)
-    samples = translation_scores._samples(result)
+    samples = translation_scores.samples({"a": result})
     assert len(samples) <= 24
-    assert len({sample["direction"].split("-")[0] for sample in samples}) == 8
+    assert len({sample.direction.split("-")[0] for sample in samples}) == 8

@@ -39,7 +39,7 @@ from alignx_jax.models.weights import open_weights
 from alignx_jax.runs import lineage, loading, saved
 from alignx_jax.stages import card
 from alignx_jax.training import checkpoints
-from tests.evaluation import results_example
+from tests.evaluation import examples
 
 pytestmark = pytest.mark.slow
 
@@ -506,7 +506,7 @@ KINDS = {  # name: inputs, strategy, reader
     "config.json of a run": (5_000, damaged(encoded(RUN)), run_config),
     "data.json of a run": (2_000, damaged(encoded(FACTS)), facts),
     "checksums.json": (1_000, damaged(encoded(SUMMED)), checksums),
-    "evaluation.json": (500, damaged(encoded(results_example.build(models=2, languages=2, layers=2))), evaluation),
+    "evaluation.json": (500, damaged(examples.results(models=2, languages=2, layers=2).to_json().encode()), evaluation),
     "lineage.json of a run": (3_000, damaged(encoded(LINEAGE)), lineage_record),
     "config.json of a model": (7_000, damaged(*FAMILIES), model_config),
     "safetensors": (3_000, damaged(safetensors(tensors([0, 1]))), weights),

@@ -10,11 +10,12 @@ from huggingface_hub import ModelCard
 
 from alignx_jax.config import Config, DataConfig, TrainingConfig
 from alignx_jax.evaluation import folders, tables, verdict
+from alignx_jax.evaluation.rows import Results
 from alignx_jax.exits import UserError
 from alignx_jax.runs import lineage, loading, stage_folder
 from alignx_jax.stages import card
 from alignx_jax.training import checkpoints
-from tests.evaluation import results_example
+from tests.evaluation import examples
 
 LICENSED = "---\nlicense: other\nlicense_name: community\nlicense_link: LICENSE.txt\n---\n# Base\n"
 
@@ -57,15 +58,13 @@ def written(run: pathlib.Path) -> ModelCard:
     return ModelCard(card.text(loading.find(str(run / "stage2")), "python run.py --stage=export"))
 
 
-def evaluation(run: pathlib.Path, step: int, name: str = "sample", **changes) -> dict:
+def evaluation(run: pathlib.Path, step: int, name: str = "sample", **changes) -> Results:
     """Results of an evaluation of stage 2 at a step."""
-    results = results_example.build(models=2) | changes
-    validations = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 2.25}, {"step": 2, "loss": 3.5}]
-    history = {"train": [{"step": s, "loss": 2.0} for s in (1, 2)], "validation": validations, "balance": []}
     weights = checkpoints.Checkpoints(run / "stage2" / "checkpoints").digest(step, "decoder")
-    results["models"][1] |= {"path": str(run / "stage2"), "training": history, "step": step, "weights": weights}
+    results = dataclasses.replace(examples.results(models=2), **changes)
+    results = examples.with_model(results, 1, path=str(run / "stage2"), step=step, weights=weights)
     (run / "evaluation" / name).mkdir(parents=True)
-    (run / "evaluation" / name / "evaluation.json").write_text(json.dumps(results), encoding="utf-8")
+    (run / "evaluation" / name / "evaluation.json").write_text(results.to_json(), encoding="utf-8")
     return results
 
 
@@ -103,12 +102,12 @@ def test_metadata_stages_and_licence(run, tmp_path):
 def test_measured_before_and_after(run, tmp_path):
     results = evaluation(run, 1)
     text = written(run).text
-    before, after = results["models"]
-    value, low, high = after["intervals"]["retrieval_change"]["mean"]
-    shares = [f"{100 * m['intervals']['retrieval']['mean'][0]:.1f}%" for m in (before, after)]
-    change = f"({100 * value:+.1f} [{100 * low:.1f}, {100 * high:.1f}])"
-    assert f"| Retrieval, mean | {shares[0]} | {shares[1]} {change} |" in text
-    assert f"`{results['command']}`, {results['date']}" in text and "not evaluated" not in text
+    before, after = results.models
+    change = results.find(after, "retrieval", "aligned", against=before)
+    shares = [f"{100 * results.find(model, 'retrieval', 'aligned').value:.1f}%" for model in results.models]
+    shown = f"({100 * change.value:+.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}])"
+    assert f"| Retrieval, mean | {shares[0]} | {shares[1]} {shown} |" in text
+    assert f"`{results.command}`, {results.date}" in text and "not evaluated" not in text
     cells = {line.count("|") for line in text.split("## Measured")[1].splitlines() if line.startswith("|")}
     assert cells == {4}  # of the heading, the rule below it and every row
 
@@ -199,17 +198,14 @@ def places(found, path=()):
 
 def test_whatever_is_wrong_with_an_evaluation_is_one_sentence(tmp_path):
     """Each key taken away, and each value replaced: it can be shown all the same, or one sentence names the file."""
-    results = results_example.build(models=3, languages=2, layers=2)
+    results = json.loads(examples.results(models=3, languages=2, layers=2).to_json())
+    kept = {(row[1], row[-1]): row for row in results["rows"] if row[0] == "stage 1"}  # one of each measure
+    results["rows"] = list(kept.values())
     for model in results["models"]:
         model["training"] = model["training"] and {kind: of[:1] for kind, of in model["training"].items()}
-        model["projection"] = None
-        for of in model["translation"]["directions"], model["intervals"]:
-            for key in list(of)[1:-1]:
-                del of[key]
-    del results["config"]["evaluation"], results["models"][0]["training"]
-    results["models"][0]["training"] = None
+        model["projection"] = model["projection"][:1]
     text, refused = json.dumps(results), 0
-    for path in places(results):
+    for path in [*places(results), *(("rows", n, column) for n in range(len(results["rows"])) for column in range(10))]:
         if path[:2] in (("models", 0), ("models", 2)):
             continue  # as models.1
         for wrong in (KeyError, None, "text"):
