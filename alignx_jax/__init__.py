@@ -18,10 +18,10 @@ _API = {
     "load_tokenizer": "alignx_jax.data.tokenizer:load",
     "losses": "alignx_jax.losses",
     "make_mesh": "alignx_jax.sharding:make_mesh",
-    "metrics": "alignx_jax.evaluation.metrics",
+    "metrics": "alignx_jax.evaluation.measure.metrics",
     "prepare_devices": "alignx_jax.sharding:prepare_devices",
     "recipe": "alignx_jax.training.build:recipe",
-    "with_layer": "alignx_jax.evaluation.alignment:with_layer",
+    "with_layer": "alignx_jax.evaluation.measure.alignment:with_layer",
 }
 """Where each name is defined: a module, or a name in one."""
 

@@ -63,6 +63,13 @@ def test_nothing_imports_upward(module):
         assert other not in NEVER.get(here, ()), f"{module} imports {other}"
 
 
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("alignx_jax.evaluation.")))
+def test_what_measures_and_what_shows_meet_in_rows(module):
+    """Nothing that shows knows how a number was measured, nothing that measures how it is shown."""
+    other = {"measure": "show", "show": "measure"}.get(module.split(".")[2], "show")
+    assert not [name for name in imports(module) if name.startswith(f"alignx_jax.evaluation.{other}.")]
+
+
 def test_there_are_no_circles():
     graph = {module: imports(module) for module in MODULES}
     done: set[str] = set()

@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 USE = """
 import pathlib, alignx_jax
 from alignx_jax.data import prompts
-from alignx_jax.evaluation import harness, report
+from alignx_jax.evaluation.measure import harness
+from alignx_jax.evaluation.show import report
 
 assert "installed" in alignx_jax.__file__, alignx_jax.__file__
 source = alignx_jax.find("sample")

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from alignx_jax import config_files
 from alignx_jax.config import Config, Role
 from alignx_jax.data.languages import language_name
-from alignx_jax.evaluation import folders, tables
+from alignx_jax.evaluation import folders
+from alignx_jax.evaluation.show import tables
 from alignx_jax.exits import UserError
 from alignx_jax.models import huggingface
 from alignx_jax.runs import loading, saved

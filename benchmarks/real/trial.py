@@ -38,8 +38,8 @@ from alignx_jax import sharding
 from alignx_jax.config import Config, DataConfig, OptimizerConfig, TrainingConfig, TranslationConfig
 from alignx_jax.console import Screen
 from alignx_jax.data import pipeline, prompts, tokenizer
-from alignx_jax.evaluation import alignment, layers, scoring, statistics, translation, translation_scores
-from alignx_jax.evaluation.scores import Place
+from alignx_jax.evaluation.measure import alignment, layers, scoring, statistics, translation, translation_scores
+from alignx_jax.evaluation.measure.scores import Place
 from alignx_jax.runs import loading
 from alignx_jax.training import begin, build, metrics, stopping
 from benchmarks import record

@@ -33,8 +33,8 @@ from rich.console import Console
 from alignx_jax import sharding
 from alignx_jax.config import TranslationConfig
 from alignx_jax.data import pipeline, prompts, tokenizer
-from alignx_jax.evaluation import alignment, layers, scoring, translation, translation_scores
-from alignx_jax.evaluation.scores import Place
+from alignx_jax.evaluation.measure import alignment, layers, scoring, translation, translation_scores
+from alignx_jax.evaluation.measure.scores import Place
 from alignx_jax.runs import loading
 from benchmarks.study import arms
 from benchmarks.study.base import DATA

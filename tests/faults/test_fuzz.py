@@ -32,7 +32,9 @@ from alignx_jax.data import chats, multiway_files, prompts, readers, sources, to
 from alignx_jax.data.builders import published
 from alignx_jax.data.fields import Bad
 from alignx_jax.data.languages import normalize
-from alignx_jax.evaluation import folders, scoring, verdict
+from alignx_jax.evaluation import folders
+from alignx_jax.evaluation.measure import scoring
+from alignx_jax.evaluation.show import verdict
 from alignx_jax.exits import UserError
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.weights import open_weights

@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from alignx_jax.config import Config, DataConfig, TrainingConfig
-from alignx_jax.evaluation import folders, tables, verdict
+from alignx_jax.evaluation import folders
 from alignx_jax.evaluation.rows import Results
+from alignx_jax.evaluation.show import tables, verdict
 from alignx_jax.exits import UserError
 from alignx_jax.runs import lineage, loading, stage_folder
 from alignx_jax.stages import card
