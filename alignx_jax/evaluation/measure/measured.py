@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from alignx_jax.evaluation.measure import alignment, harness, layers, metrics, s
 from alignx_jax.evaluation.measure.scores import Place, Score, mean, mean_of, of_sums
 from alignx_jax.models import huggingface
 from alignx_jax.models.decoder import Decoder
+from alignx_jax.objectives.language_matching import Classifier
 from alignx_jax.runs import loading
 from alignx_jax.training import metrics as training_metrics
 from alignx_jax.training.step import LOSSES
@@ -66,57 +68,40 @@ class Measured:
     tasks: harness.Tasks | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A model in memory, and how it is run."""
+
+    subject: Subject
+    decoder: Decoder
+    classifier: Classifier | None
+    encoder: Tokenizer
+    mesh: Mesh
+    shape: dict[str, Any]
+    """`rows`, `row_length` and `dtype`, as of `alignment.encode`."""
+    advance: Advance
+
+    def told(self, what: str) -> Callable[[int, int], None]:
+        return functools.partial(self.advance, f"{self.subject.source.name}: {what}")
+
+
 def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, advance: Advance) -> Measured:
     """Loads a model and measures all that `config.evaluation` asks for.
 
     Raises:
       UserError: a tokenizer that does not fit its model, a sentence longer than a row, or a prompt than the context.
     """
-    options, source = config.evaluation, subject.source
+    source = subject.source
     encoder = tokenizer.load(source.huggingface, source.decoder_config().vocab_size)
-    eos_ids = sorted({*huggingface.stop_ids(source.huggingface, encoder.eos_id), *chats.turn_ends(encoder)})
     advance(f"{source.name}: loading the weights", 0, 1)
     decoder, classifier = source.load(mesh), source.load_classifier(mesh)  # at once: a run may be training
     advance(f"{source.name}: loading the weights", 1, 1)
     dtype = jnp.dtype(config.training.compute_dtype)
-    shape = {"rows": options.rows, "row_length": config.data.row_length, "dtype": dtype}
-
-    def told(what: str) -> Callable[[int, int], None]:
-        return functools.partial(advance, f"{source.name}: {what}")
-
-    scores = _of_text(decoder, encoder, config, material, mesh, shape, told)
-    aligned, projection = _alignment(config, material, subject, decoder, encoder, classifier, mesh, shape, told)
-    translated = None
-    if material.directions:
-        outputs = translation.translate(
-            decoder,
-            encoder,
-            material.template,
-            material.translated,
-            material.shown,
-            material.directions,
-            options.translation,
-            mesh,
-            eos_ids=eos_ids,
-            dtype=dtype,
-            seed=config.seed,
-            progress=told("translation"),
-        )
-        translated = _scored(*outputs, material.translated, config)
-    tasks = None
-    if options.tasks:
-        tasks = harness.evaluate_tasks(
-            decoder,
-            encoder,
-            source.huggingface,
-            mesh,
-            options.tasks,
-            data=options.tasks_data,
-            limit=options.tasks_limit,
-            rows=options.rows,
-            dtype=dtype,
-            progress=told("tasks"),
-        )
+    shape = {"rows": config.evaluation.rows, "row_length": config.data.row_length, "dtype": dtype}
+    loaded = _Loaded(subject, decoder, classifier, encoder, mesh, shape, advance)
+    scores = _of_text(loaded, config, material)
+    aligned, projection = _alignment(loaded, config, material)
+    translated, tasks = _translated(loaded, config, material), _tasks(loaded, config)
     model = rows.Model(
         name=source.name,
         path=str(source.run or source.huggingface),
@@ -133,20 +118,20 @@ def measure(config: Config, material: Material, subject: Subject, mesh: Mesh, ad
     return Measured(model, scores | (of_tasks(tasks) if tasks else {}), translated, tasks)
 
 
-def _of_text(decoder, encoder, config: Config, material: Material, mesh, shape, told) -> dict[Place, Score]:
+def _of_text(of: _Loaded, config: Config, material: Material) -> dict[Place, Score]:
     """What is measured of the text of each language, and the mean of those but the first language."""
-    sentences = material.sentences
-    text = scoring.perplexity(decoder, encoder, sentences, mesh, **shape, progress=told("perplexity"))
+    sentences, model = material.sentences, (of.decoder, of.encoder)
+    text = scoring.perplexity(*model, sentences, of.mesh, **of.shape, progress=of.told("perplexity"))
     few = {code: lines[:_CHOSEN] for code, lines in sentences.items()}
     endings = scoring.continuation_choice(
-        decoder, encoder, few, mesh, seed=config.seed, **shape, progress=told("choice of endings")
+        *model, few, of.mesh, seed=config.seed, **of.shape, progress=of.told("choice of endings")
     )
     choices = {}
     if material.choices:
         choices = scoring.two_option_accuracy(
-            decoder, encoder, material.choices, mesh, **shape, progress=told("choice of two options")
+            *model, material.choices, of.mesh, **of.shape, progress=of.told("choice of two options")
         )
-    return of_text(text, endings, choices, config.evaluation.pivot) | _writing(encoder, sentences)
+    return of_text(text, endings, choices, config.evaluation.pivot) | _writing(of.encoder, sentences)
 
 
 def of_text(
@@ -193,6 +178,28 @@ def _accuracies(tasks: harness.Tasks) -> list[float]:
     return [x for task in dict.fromkeys([*tasks.scores, *tasks.groups]) if task not in members for x in of_task(task)]
 
 
+def _translated(of: _Loaded, config: Config, material: Material) -> translation_scores.Result | None:
+    """The translations with their scores; the latter of the first process alone."""
+    if not material.directions:
+        return None
+    stops = {*huggingface.stop_ids(of.subject.source.huggingface, of.encoder.eos_id), *chats.turn_ends(of.encoder)}
+    outputs = translation.translate(
+        of.decoder,
+        of.encoder,
+        material.template,
+        material.translated,
+        material.shown,
+        material.directions,
+        config.evaluation.translation,
+        of.mesh,
+        eos_ids=sorted(stops),
+        dtype=of.shape["dtype"],
+        seed=config.seed,
+        progress=of.told("translation"),
+    )
+    return _scored(*outputs, material.translated, config)
+
+
 def _scored(outputs, cut, sentences: dict[str, list[str]], config: Config) -> translation_scores.Result | None:
     """Of the first process, which writes the results: the others need none of COMET and its like.
 
@@ -204,40 +211,58 @@ def _scored(outputs, cut, sentences: dict[str, list[str]], config: Config) -> tr
     )
 
 
-def _alignment(config, material, subject, decoder, encoder, classifier, mesh, shape, told):
-    """The scores of alignment, and the projections."""
-    sentences, pivot = material.sentences, config.evaluation.pivot
+def _tasks(of: _Loaded, config: Config) -> harness.Tasks | None:
+    options = config.evaluation
+    if not options.tasks:
+        return None
+    return harness.evaluate_tasks(
+        of.decoder,
+        of.encoder,
+        of.subject.source.huggingface,
+        of.mesh,
+        options.tasks,
+        data=options.tasks_data,
+        limit=options.tasks_limit,
+        rows=options.rows,
+        dtype=of.shape["dtype"],
+        progress=of.told("tasks"),
+    )
+
+
+def _alignment(of: _Loaded, config: Config, material: Material) -> tuple[dict[Place, Score], list[rows.Projection]]:
+    """The scores of alignment, and sentences in the plane."""
+    sentences, pivot, layer = material.sentences, config.evaluation.pivot, of.subject.align_layer
     codes, done = list(sentences), 0
     every = sum(map(len, sentences.values()))
 
     def progress(more: int) -> None:
         nonlocal done
         done += more
-        told("sentence vectors")(done, every)
+        of.told("sentence vectors")(done, every)
 
-    vectors = alignment.sentence_vectors(decoder, encoder, sentences, mesh, **shape, progress=progress)
-    curves = layers.measure(vectors, codes, pivot, config.seed, mesh)
-    scores = layers.between_all(vectors.mean[subject.align_layer], codes, subject.align_layer)
-    if classifier:
-        states_KxNxD = vectors.predicting[subject.matching_layer]
+    model = of.decoder, of.encoder
+    vectors = alignment.sentence_vectors(*model, sentences, of.mesh, **of.shape, progress=progress)
+    curves = layers.measure(vectors, codes, pivot, config.seed, of.mesh)
+    scores = layers.between_all(vectors.mean[layer], codes, layer)
+    if of.classifier:
+        states_KxNxD = vectors.predicting[of.subject.matching_layer]
         accuracy = metrics.matching_accuracy(
             states_KxNxD.reshape(-1, states_KxNxD.shape[-1]),
             np.repeat(np.arange(len(codes)), states_KxNxD.shape[1]),
-            classifier,
-            decoder.config.activation_function,
+            of.classifier,
+            of.decoder.config.activation_function,
         )
         scores |= {Place(f"matching_head_{name}"): Score(float(x)) for name, x in accuracy._asdict().items()}
-    depth = len(vectors.mean) - 1
-    projection = layers.projection(vectors.mean, codes, (0, subject.align_layer, depth))
+    projection = layers.projection(vectors.mean, codes, (0, layer, len(vectors.mean) - 1))
     del vectors
 
     if config.evaluation.in_prompt:
-        told("vectors in the prompt")(0, 1)
-        inside = alignment.in_prompt_vectors(decoder, encoder, material.template, sentences, pivot, mesh, **shape)
+        of.told("vectors in the prompt")(0, 1)
+        inside = alignment.in_prompt_vectors(*model, material.template, sentences, pivot, of.mesh, **of.shape)
         curves |= layers.both_directions("in_prompt", inside, pivot)
     if pivot in material.choices and len(material.choices) > 1:
-        told("vectors of two options")(0, 1)
-        curves |= dali(decoder, encoder, material.choices, pivot, mesh, **shape)
+        of.told("vectors of two options")(0, 1)
+        curves |= dali(*model, material.choices, pivot, of.mesh, **of.shape)
     return scores | layers.scores(curves), projection
 
 
