@@ -246,8 +246,10 @@ class Program:
         """What each process printed."""
         done = self.run(count, run, *more)
         assert [code for code, _, _ in done] == [0] * count, done
-        # What Gloo, which connects CPUs, says on its own is none of the program's; ranks write into each other's lines.
-        return ["".join(x for x in out.splitlines(True) if "peer ranks" not in x) for _, out, _ in done]
+        # What Gloo, which connects CPUs, says on its own is none of the program's. Its threads write into each other's
+        # lines: two sentences, then two ends of a line, so that an empty one is left.
+        lines = [out.splitlines(True) for _, out, _ in done]
+        return ["".join(x for x in said if x.strip() and "peer ranks" not in x) for said in lines]
 
     def records(self, stage: str) -> list[dict]:
         lines = (self.folder / stage / "metrics.jsonl").read_text().splitlines()
