@@ -7,6 +7,7 @@ import pathlib
 
 from alignx_jax import hosts, sharding
 from alignx_jax.data import cache
+from alignx_jax.evaluation import folders
 from alignx_jax.evaluation.measure import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.runs import lineage, loading, locks
@@ -16,7 +17,7 @@ from alignx_jax.stages.session import Session
 
 def evaluate(session: Session, models: list[str]) -> None:
     """Every measure of every model: tables, and a folder with evaluation.json, report.html and TensorBoard's events."""
-    from alignx_jax.evaluation import folders, report  # matplotlib, a fifth of what a start of any stage imports
+    from alignx_jax.evaluation.show import report  # matplotlib, a fifth of what a start of any stage imports
 
     session.stop.check()
     config = session.config
