@@ -1,6 +1,7 @@
 """What may import what: rooms in layers, of which each knows those below it, and no circles."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -68,6 +69,38 @@ def test_what_measures_and_what_shows_meet_in_rows(module):
     """Nothing that shows knows how a number was measured, nothing that measures how it is shown."""
     other = {"measure": "show", "show": "measure"}.get(module.split(".")[2], "show")
     assert not [name for name in imports(module) if name.startswith(f"alignx_jax.evaluation.{other}.")]
+
+
+OURS = [ROOT / name for name in ("alignx_jax", "benchmarks", "tests")]
+
+
+@functools.cache
+def names(module: pathlib.Path) -> set[str]:
+    """What can be imported from a module, or from a folder of modules."""
+    found = {path.stem for path in module.iterdir()} if module.is_dir() else set()
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize(
+    "file",
+    [ROOT / "run.py", *sorted(path for folder in OURS for path in folder.rglob("*.py"))],
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
+def test_every_import_leads_somewhere(file):
+    """Those within functions too, which are not met before the function is called."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        module = ROOT.joinpath(*(node.module or "").split(".")) if isinstance(node, ast.ImportFrom) else ROOT
+        if any(module.is_relative_to(folder) for folder in OURS):
+            missing = {alias.name for alias in node.names} - names(module)
+            assert not missing, f"{node.module} has no {', '.join(sorted(missing))}"
 
 
 def test_there_are_no_circles():
