@@ -35,6 +35,7 @@ from alignx_jax.training import (
 from alignx_jax.training import step as steps
 from alignx_jax.training.build import Step
 from alignx_jax.training.checkpoints import Checkpoints, reason
+from alignx_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Stage:
         self.connected: set[str] = set()  # auxiliary losses whose gradient has reached the model in this run
         self.silent: set[str] = set()  # those that have never, and did not in the last step
         self.skipped = 0  # updates left out
+        self.first = 0  # the step that this start goes on from
+        self.state: TrainState | None = None  # from `start` on
+        self.bar: progress.StageProgress | None = None  # from `run` on
 
     def note(self, text: str) -> None:
         say(self.console, text)
@@ -119,8 +123,7 @@ class Stage:
         if self.log and (gap := self.log.missing):
             self.note(f"{self.folder}/metrics.jsonl lacks {len(gap)} steps between {gap[0]} and {gap[-1]}; going on")
         if self.first < self.last:
-            self.compiled = self.step.compiled
-            self.steps = jax.device_put(jnp.int32(self.last), self.step.like.step.sharding)
+            _ = self.step.compiled  # begins
         if self.first >= self.last:
             self.note(f"{self.folder}: all {self.last} steps are done already")
         elif self.first:
@@ -205,14 +208,13 @@ class Stage:
         ):
             self.bar, asked = bar, time.monotonic()
             self.watch.doing("compiling the step")
-            train_step = self.compiled.result() if self.first < self.last else None
+            train_step = self.step.compiled.result() if self.first < self.last else None
+            count = jax.device_put(jnp.int32(self.last), self.step.like.step.sharding)
             waited = time.monotonic() - asked
             for step, batch in bar.watch(self.batches(self.data.train, self.first, "waiting for the data of step")):
                 first = step == self.first + 1
                 self.watch.doing(f"waiting for the device at step {step} of {self.last}")
-                self.state, values = self.profiler.run(
-                    step, functools.partial(train_step, self.state, batch, self.steps)
-                )
+                self.state, values = self.profiler.run(step, functools.partial(train_step, self.state, batch, count))
                 if waiting:
                     self.report(*waiting)
                 waiting = step, values

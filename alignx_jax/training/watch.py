@@ -30,6 +30,7 @@ class Watch:
         self._who = f"process {hosts.index()} of {hosts.count()}: " if hosts.count() > 1 else ""
         self._now = "starting", time.monotonic()
         self._end = threading.Event()
+        self._under_way = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def doing(self, what: str) -> None:
@@ -38,15 +39,14 @@ class Watch:
         self._screen.doing(what)
 
     def __enter__(self) -> Watch:
-        self._under_way = self._screen.under_way(self._now[0])
-        self._under_way.__enter__()
+        self._under_way.enter_context(self._screen.under_way(self._now[0]))
         self._thread.start()
         return self
 
     def __exit__(self, *error) -> None:
         self._end.set()
         self._thread.join()
-        self._under_way.__exit__(*error)
+        self._under_way.close()
 
     def _watch(self) -> None:
         reported, count = None, 0
