@@ -86,9 +86,8 @@ def test_published_optimizer_steps(shared, mesh, dtype, run):
     }[run]
     m = model(folder / "model", mesh, dtype)
     plan = recipe(m.align_layer, 4, dtype, accumulation=2, group_pairs=4)
-    tx = optimizer.build(settings, steps)
-    now = state.TrainState(step=jnp.zeros((), jnp.int32), params=m.params, optimizer=tx.init(m.params))
-    update = jax.jit(functools.partial(step.train_step, graph=m.graph, recipe=plan, config=settings))
+    now = state.create(m.params, optimizer.build(settings, steps), mesh)
+    update = step.compiled_for(now, graph=m.graph, recipe=plan, config=settings)
     for k in range(5):
         rows = stack(*(batch(inputs, f"micro{2 * k + i}/", equal_weight=4) for i in range(2)))
         now, metrics = update(now, rows, steps)
