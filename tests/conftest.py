@@ -16,7 +16,8 @@ PLATFORMS = os.environ.get("ALIGNX_TEST_PLATFORMS", "cpu")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, whose threads wait for each other on a busy machine
 if PLATFORMS == "cpu":  # tests compile for longer than they compute; also in the processes that they start
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    QUICK = {"backend_optimization_level": 0, "cpu_use_fusion_emitters": "false", "cpu_parallel_codegen_split_count": 1}
+    os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{name}={value}" for name, value in QUICK.items()))
 os.environ.setdefault("PJRT_NPROC", "64")  # as `sharding.prepare_devices` has it for 8 devices
 jax.config.update("jax_platforms", PLATFORMS)
 jax.config.update("jax_num_cpu_devices", 8)

@@ -14,6 +14,21 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # as the tests begin; the program adds one for a single process
 
 
+def environment() -> dict[str, str]:
+    """Of a user with what requirements.txt asks for, on a CPU.
+
+    What is compiled is compiled as in the tests, and kept, however small: the compiler is not what is tested.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "PYTEST_"))}
+    return kept | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "tests" / "without_torch"),
+        "XLA_FLAGS": _XLA_FLAGS,
+    }
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -62,14 +77,12 @@ def few_sentences(folder: pathlib.Path, run: str, *more: str) -> list[str]:
 def start(count: int, flags: Sequence[str], own: Sequence[Sequence[str]] = ()) -> list[subprocess.Popen]:
     """`run.py` with `flags` as `count` processes, number n with `own[n]` besides; a single one is not told of hosts."""
     port = free_port()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    environment["XLA_FLAGS"] = _XLA_FLAGS
     processes = []
     for n in range(count):
         more = [*(flags_of(count, n, port) if count > 1 else ()), *(own[n] if own else ())]
         command = [sys.executable, str(ROOT / "run.py"), *flags, *more]
         pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
+        processes.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()))
     return processes
 
 

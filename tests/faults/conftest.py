@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from flax import nnx
 from alignx_jax.models import families, huggingface
 from alignx_jax.models.decoder import Decoder
 from alignx_jax.runs import companions, loading
+from tests import processes
 from tests.faults import program
 from tests.faults.program import ROOT, Ended, Running, Stage
 from tests.faults.tally import tally  # noqa: F401, a fixture
@@ -45,10 +45,6 @@ class Bench:
 
     def whole(self, stage: int) -> Stage:
         return Stage(self.folder / "whole" / f"stage{stage}")
-
-    @functools.cached_property
-    def _environment(self) -> dict[str, str]:
-        return program.environment(self.folder / "without")
 
     def flags(self, run: pathlib.Path, stage: int | str, **flags) -> dict[str, object]:
         """Both stages train from models of their own, so that each can be run alone."""
@@ -77,7 +73,7 @@ class Bench:
 
     def started(self, flags: dict[str, object]) -> Running:
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder, prefix="process"))
-        return Running(program.command(flags), folder, self._environment)
+        return Running(program.command(flags), folder, processes.environment())
 
     def finish(self, run: pathlib.Path, stage: int | str, **flags) -> Ended:
         with self.start(run, stage, **flags) as running:
@@ -88,7 +84,7 @@ class Bench:
         """Started with pipes, or `stdout`, in the place of files; at the end it is gone."""
         command = program.command(self.flags(run, stage))
         process = subprocess.Popen(
-            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=self._environment
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=processes.environment()
         )
         with process:
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import signal
@@ -188,18 +187,6 @@ class Stage:
             {k: v for k, v in json.loads(line).items() if not k.endswith(("per_second", "input_wait"))}
             for line in lines
         ]
-
-
-def environment(without: pathlib.Path) -> dict[str, str]:
-    """Of a user with what requirements.txt asks for: no torch, whose import by tensorboardX would take a second.
-
-    Everything compiled is kept, however small: the compiler is not what is tested.
-    """
-    without.mkdir(exist_ok=True)
-    (without / "torch.py").write_text('raise ImportError("only an oracle of the tests")\n')
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTEST_"))}
-    ours = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(without)}
-    return kept | ours
 
 
 def command(flags: dict[str, object]) -> list[str]:

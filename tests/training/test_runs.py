@@ -17,6 +17,7 @@ from alignx_jax.models.decoder import Decoder
 from alignx_jax.runs import companions, loading
 from alignx_jax.training import metrics
 from alignx_jax.training.checkpoints import Checkpoints
+from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -74,7 +75,8 @@ def command(tiny, cache):
 
 
 def finish(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    environment = processes.environment()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
