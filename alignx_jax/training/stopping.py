@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from alignx_jax import console, exits, hosts
 
@@ -39,6 +40,8 @@ class Stop:
         self.requested = False
         self._leave, self._finishing = leave, False
         self._since, self._lock = 0.0, threading.Lock()
+        self._read = self._write = self._wakeup = -1  # files, inside it
+        self._handlers: dict[signal.Signals, Any] = {}  # that were there before
 
     def __enter__(self) -> Stop:
         self._read, self._write = os.pipe()

@@ -133,18 +133,8 @@ def log_likelihoods(
       UserError: a continuation longer than a row or the model's context.
       ValueError: a context or a continuation is empty.
     """
-    if not all(len(part) for request in requests for part in request):
-        raise ValueError("a context or a continuation is empty; give it one token at least")
+    texts = _cut(requests, row_length, decoder.config.max_positions)
     scores = Scores(np.zeros(len(requests)), np.ones(len(requests), bool))
-    longest, context = max((len(c) for _, c in requests), default=0), decoder.config.max_positions
-    if longest > context:
-        raise UserError(f"a text to score has {longest} tokens, the model's context {context}; leave it out")
-    if longest > row_length:
-        raise UserError(f"a text to score has {longest} tokens, a row {row_length}; raise --data.row-length")
-    room = min(row_length, context) + 1
-    if cut := sum(len(a) + len(b) > room for a, b in requests):
-        _log.warning("%d of %d texts to score are cut to their last %d tokens", cut, len(requests), room)
-    texts = [np.concatenate(request).astype(np.int32)[-room:] for request in requests]
     plan = packing.plan(np.array([len(t) - 1 for t in texts]), row_length, row_length, np.arange(len(texts)))
     graph, params = nnx.split(decoder)
     done = 0
@@ -170,6 +160,21 @@ def log_likelihoods(
         if progress:
             progress(done, len(requests))
     return scores
+
+
+def _cut(requests: Sequence[tuple[Sequence[int], Sequence[int]]], row_length: int, context: int) -> list[np.ndarray]:
+    """Context and continuation as one text, of which a row holds all but the last token."""
+    if not all(len(part) for request in requests for part in request):
+        raise ValueError("a context or a continuation is empty; give it one token at least")
+    longest = max((len(continuation) for _, continuation in requests), default=0)
+    if longest > context:
+        raise UserError(f"a text to score has {longest} tokens, the model's context {context}; leave it out")
+    if longest > row_length:
+        raise UserError(f"a text to score has {longest} tokens, a row {row_length}; raise --data.row-length")
+    room = min(row_length, context) + 1
+    if cut := sum(len(a) + len(b) > room for a, b in requests):
+        _log.warning("%d of %d texts to score are cut to their last %d tokens", cut, len(requests), room)
+    return [np.concatenate(request).astype(np.int32)[-room:] for request in requests]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "dtype"))

@@ -157,15 +157,8 @@ def translate(
         text for source, target in directions for text in prompts(template, sentences, examples, source, target, config)
     ]
     requests = encode(tokenizer, texts)
-    longest = max(range(len(requests)), key=lambda n: len(requests[n]))
-    context, count = decoder.config.max_positions, len(texts) // len(directions)
-    if len(requests[longest]) + config.max_tokens > context:
-        place, number = divmod(longest, count)
-        raise UserError(
-            f"the prompt of sentence {number + 1} ({'-'.join(directions[place])}) has {len(requests[longest])} tokens, "
-            f"and with {_FLAG}.max-tokens={config.max_tokens} more it is longer than the model's context of {context}; "
-            f"lower that, {_FLAG}.shots or {_FLAG}.limit"
-        )
+    count = len(texts) // len(directions)
+    _check_room(requests, count, directions, config, decoder.config.max_positions)
     outputs = generation.generate(
         decoder,
         requests,
@@ -189,6 +182,20 @@ def translate(
         {pair: [first_line(text) for text in texts[place]] for pair, place in places.items()},
         {pair: cut[place] for pair, place in places.items()},
     )
+
+
+def _check_room(
+    requests: list[list[int]], count: int, directions: Sequence[Direction], config: TranslationConfig, context: int
+) -> None:
+    """Whether the longest prompt leaves room for its translation; there are `count` in each direction."""
+    longest = max(range(len(requests)), key=lambda n: len(requests[n]))
+    if len(requests[longest]) + config.max_tokens > context:
+        place, number = divmod(longest, count)
+        raise UserError(
+            f"the prompt of sentence {number + 1} ({'-'.join(directions[place])}) has {len(requests[longest])} tokens, "
+            f"and with {_FLAG}.max-tokens={config.max_tokens} more it is longer than the model's context of {context}; "
+            f"lower that, {_FLAG}.shots or {_FLAG}.limit"
+        )
 
 
 def prompts(
