@@ -5,15 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from alignx_jax import storage
-
-_FLUSH_SECONDS = 30  # TensorBoard is at most so far behind
 
 
 class MetricsLog:
@@ -27,33 +20,22 @@ class MetricsLog:
     """
 
     def __init__(self, folder: storage.Path, step: int):
+        from alignx_jax.training.board import Board  # 0.5 to 2.5 s, of the one process that writes
+
         kept = [record for record in _records(folder / "metrics.jsonl") if record["step"] <= step]
         self._folder, self._written = folder, storage.staging(folder)
         path = self._written / "metrics.jsonl"
         storage.write(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.missing = sorted(set(range(1, step + 1)) - {r["step"] for r in kept if r["kind"] == "train"})
         self._file = path.open("a", encoding="utf-8")
-        # Written here, not by the thread of `SummaryWriter`: a full disk kills that one, and then every write hangs.
-        (self._written / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(self._written / "tensorboard" / "events"), f".{time.time_ns()}")
-        self._flush_at = 0.0
-        first = step + 1 if kept else 0
-        self._board.write_event(
-            Event(wall_time=time.time(), step=first, session_log=SessionLog(status=SessionLog.START))
-        )
+        self._board = Board(self._written / "tensorboard", step + 1 if kept else 0)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """One record, given to the system when this returns: it outlives the process. What is not finite is null."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            if value is not None:
-                summary = scalar(f"{kind}/{name}", value)
-                self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        if time.monotonic() > self._flush_at:
-            self._flush_at = time.monotonic() + _FLUSH_SECONDS
-            self._board.flush()
+        self._board.write(kind, step, {name: value for name, value in finite.items() if value is not None})
 
     def sync(self) -> None:
         """All records are on disk, or in object storage, when this returns: they outlive the machine."""

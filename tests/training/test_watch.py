@@ -1,6 +1,7 @@
 """A stall is told, again and again, with what was under way and where."""
 
 import io
+import re
 import threading
 import time
 
@@ -59,8 +60,13 @@ def test_a_folder_that_is_gone_hides_no_stall(tmp_path):
 
 def test_the_screen_says_what_the_stage_does_when_it_is_silent(tmp_path):
     screen, spoken = Screen(silence=0.05, file=io.StringIO()), threading.Event()
-    screen.file.write = lambda text, write=screen.file.write: (write(text), spoken.set())[0]
+
+    def write(text: str, write=screen.file.write) -> None:
+        write(text)
+        if re.search(r"validating after step 0, batch 3 of 8 \(\d s so far\)", screen.file.getvalue()):
+            spoken.set()
+
+    screen.file.write = write
     with watch.Watch(60, tmp_path, screen) as one:
         one.doing("validating after step 0, batch 3 of 8")
-        assert spoken.wait(20)
-    assert "validating after step 0, batch 3 of 8 (0 s so far)" in screen.file.getvalue()
+        assert spoken.wait(20), screen.file.getvalue()
