@@ -16,9 +16,9 @@ import tyro
 from alignx_jax import config_files as configs
 from alignx_jax import console, storage
 from alignx_jax.config import Config
+from alignx_jax.config_files import STAGES
 from alignx_jax.exits import UserError
 from alignx_jax.runs import lineage
-from alignx_jax.runs.stage_folder import STAGES
 
 _SAMPLE = pathlib.Path(__file__).parent.parent / "configs" / "sample.py"
 _FROM_BASE = ("prepare", "1", "all", "plan")  # stages that start from a pre-trained model

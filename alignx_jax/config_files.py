@@ -19,7 +19,8 @@ from alignx_jax import storage
 from alignx_jax.config import REMOTE, Config, Role
 from alignx_jax.exits import UserError
 
-_STAGES = ("stage1", "control", "stage2")  # folders of a run
+STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
+"""A run's folders, and what tables call their models."""
 _PASSWORD = re.compile(r"\w://[^/\s@]*:[^/\s@]+@")  # of an address such as https://user:password@host/
 
 
@@ -193,7 +194,7 @@ def load(path: str, stage: str = "1") -> Config:
     """
     file = storage.path(path)
     if file.is_dir() and not (file / "config.json").is_file():
-        names = ("stage2", "stage1") if stage == "2" else _STAGES
+        names = ("stage2", "stage1") if stage == "2" else STAGES
         if within := [name for name in names if (file / name / "config.json").is_file()]:
             return dataclasses.replace(load(str(file / within[0])), run=path)
     if file.is_dir():

@@ -19,9 +19,6 @@ from alignx_jax.exits import UserError
 from alignx_jax.runs import companions, lineage, loading
 from alignx_jax.runs.lineage import Lineage
 
-STAGES = {"stage1": "stage 1", "control": "next-token only", "stage2": "stage 2"}
-"""A run's folders, and what tables call their models."""
-
 _BEGUN = ("huggingface", lineage.FILE, "config.json")  # `claim` writes them, in this order
 _VISIBLE = 60  # seconds for a new file to be seen on other hosts
 

@@ -6,12 +6,12 @@ import dataclasses
 import pathlib
 
 from alignx_jax import hosts, sharding
+from alignx_jax.config_files import STAGES
 from alignx_jax.data import cache
 from alignx_jax.evaluation import folders
 from alignx_jax.evaluation.measure import evaluate as evaluation
 from alignx_jax.exits import UserError
 from alignx_jax.runs import lineage, loading, locks
-from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.stages.session import Session
 
 

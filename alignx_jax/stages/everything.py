@@ -6,8 +6,8 @@ import dataclasses
 
 from alignx_jax import config_files as configs
 from alignx_jax import hosts, storage
+from alignx_jax.config_files import STAGES
 from alignx_jax.runs import lineage
-from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.stages.evaluate import evaluate
 from alignx_jax.stages.export import export
 from alignx_jax.stages.prepare import prepare

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from alignx_jax import config_files as configs
 from alignx_jax import console, hosts, storage
 from alignx_jax.config import Config
+from alignx_jax.config_files import STAGES
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.exits import UserError
 from alignx_jax.models import lora
 from alignx_jax.models.architecture import DecoderConfig
 from alignx_jax.planning import xla_flags
 from alignx_jax.runs import loading
-from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.training import stopping
 
 

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from alignx_jax import command_line, hosts, storage
 from alignx_jax import config_files as configs
 from alignx_jax.config import Config
+from alignx_jax.config_files import STAGES
 from alignx_jax.data import pipeline, tokenizer
 from alignx_jax.evaluation.measure import alignment
 from alignx_jax.runs import lineage, loading, locks, stage_folder
-from alignx_jax.runs.stage_folder import STAGES
 from alignx_jax.stages.session import Session, agree
 from alignx_jax.training import begin, build, loop, progress
 
