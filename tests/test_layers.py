@@ -35,17 +35,23 @@ def room(module: str) -> str:
     return module.removeprefix("alignx_jax.").partition(".")[0]
 
 
+@functools.cache
+def tree(file: pathlib.Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(module: str) -> set[str]:
     """The project's modules that it imports, also within functions; not those for its annotations alone."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree(MODULES[module])))
     typing = {
         id(node)
-        for test in ast.walk(tree)
+        for test in nodes
         if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
         for node in ast.walk(test)
     }
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in typing:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "alignx_jax":
@@ -79,7 +85,7 @@ def names(module: pathlib.Path) -> set[str]:
     """What can be imported from a module, or from a folder of modules."""
     found = {path.stem for path in module.iterdir()} if module.is_dir() else set()
     file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if file.is_file() else "")):
+    for node in ast.walk(tree(file)) if file.is_file() else ():
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -96,7 +102,7 @@ def names(module: pathlib.Path) -> set[str]:
 )
 def test_every_import_leads_somewhere(file):
     """Those within functions too, which are not met before the function is called."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(file)):
         module = ROOT.joinpath(*(node.module or "").split(".")) if isinstance(node, ast.ImportFrom) else ROOT
         if any(module.is_relative_to(folder) for folder in OURS):
             missing = {alias.name for alias in node.names} - names(module)
